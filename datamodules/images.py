@@ -1,0 +1,179 @@
+"""Decoding of photos and masks from people's disks, where a file may be anything: broken, huge, or hostile.
+
+The size in the header is checked before any pixel is decoded, so a decompression bomb costs no memory. Only the formats
+listed here are tried. Metadata (EXIF, with its GPS position) is used for rotation and colours, and then left behind.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile
+
+from modules.errors import UserError
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """The bytes are no image that can be used; the message completes "photo.jpg ..." to a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedPhoto:
+    """pixels: (H, W, 3) uint8 sRGB, upright. source_width_px, source_height_px: the upright size in the file."""
+
+    pixels: np.ndarray
+    source_width_px: int
+    source_height_px: int
+
+
+class _Upright(NamedTuple):
+    image: Image.Image
+    source_size: tuple[int, int]
+    icc_profile: bytes | None
+
+
+def decode_photo(data: bytes, *, max_pixels: int, fit_px: int | None = None) -> DecodedPhoto:
+    """A photo from the bytes of its file: turned upright, in sRGB, with transparency composited on white.
+
+    max_pixels: width times height in the header above which nothing is decoded. fit_px: when given, a photo whose
+    longer side is greater is scaled down to it (never up). Raises ImageError.
+    """
+    image, (width, height), icc_profile = _decode(data, max_pixels, draft_px=fit_px)
+    image = _to_rgb(image, icc_profile, backdrop=255)
+    if fit_px is not None:
+        image = fit(image, fit_px)
+    return DecodedPhoto(pixels=np.array(image, np.uint8), source_width_px=width, source_height_px=height)
+
+
+def decode_mask(data: bytes, *, max_pixels: int) -> np.ndarray:
+    """(H, W) bool mask, white is inside. The values 0 and 1 are understood too; transparent pixels are outside."""
+    image = _decode(data, max_pixels, draft_px=None).image
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0)
+        return deep > max(0.0, float(deep.max(initial=0)) / 2)
+    if image.mode == "L" and not image.has_transparency_data:
+        value = np.asarray(image)
+    else:
+        pixels = np.asarray(_to_rgb(image, None, backdrop=0))
+        value = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    return value > (0 if value.max() <= 1 else 127)
+
+
+def fit(image: Image.Image, side_px: int) -> Image.Image:
+    """Scale down, keeping the aspect ratio, until the longer side is at most `side_px`."""
+    longest = max(image.size)
+    if longest <= side_px:
+        return image
+    width, height = (max(1, round(length * side_px / longest)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _decode(data: bytes, max_pixels: int, draft_px: int | None) -> _Upright:
+    """The decoded first frame, upright. JPEG files may come out smaller, but no side below `draft_px` by that."""
+    if not data:
+        raise ImageError("is an empty file (0 bytes)")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES must stay False, or broken photos would pass as whole")
+    # Decoders warn about odd metadata and about large sizes; the size is judged below, and metadata is not used.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError:
+            raise ImageError(f"declares far more pixels than the limit of {max_pixels}; scale it down") from None
+        except Image.UnidentifiedImageError:
+            raise ImageError("is not a JPEG, PNG, WebP, BMP or TIFF image, whatever its name says") from None
+        except Exception as error:  # a damaged header can raise anything in a decoder
+            raise ImageError(f"has a broken header ({_reason(error)})") from None
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down")
+        try:
+            if draft_px is not None:
+                # JPEG can be decoded at 1/2, 1/4 or 1/8; twice the wanted side leaves the filtering to the resize.
+                image.draft(None, (2 * draft_px, 2 * draft_px))
+            lying_size = image.size
+            image.load()
+            icc = image.info.get("icc_profile")
+            orientation = _orientation(image)
+        except Exception as error:  # a damaged body can raise anything in a decoder
+            raise ImageError(f"is damaged or cut off ({_reason(error)})") from None
+    # Pillow turns TIFF files upright by itself while loading, which shows in the size.
+    if image.size != lying_size:
+        width, height = height, width
+    if orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
+        if orientation >= 5:
+            width, height = height, width
+    return _Upright(image, (width, height), icc)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF says nothing about the pixels, so the photo is taken as it lies
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text if text.isprintable() else ascii(text))[:100] or type(error).__name__
+
+
+def _to_rgb(image: Image.Image, icc_profile: bytes | None, *, backdrop: int) -> Image.Image:
+    """Any Pillow mode to 8-bit sRGB; transparent parts show the grey value `backdrop`."""
+    try:
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(_deep_to_uint8(np.asarray(image))).convert("RGB")
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            flat = Image.new("RGB", image.size, (backdrop,) * 3)
+            flat.paste(rgba, mask=rgba.getchannel("A"))
+            return _to_srgb(flat, icc_profile)
+        if image.mode not in ("RGB", "CMYK", "L"):
+            image = image.convert("RGB")
+        return _to_srgb(image, icc_profile)
+    except (ValueError, OSError, MemoryError) as error:
+        raise ImageError(f"has a pixel format that cannot be converted to RGB ({_reason(error)})") from None
+
+
+def _deep_to_uint8(values: np.ndarray) -> np.ndarray:
+    """16- and 32-bit grey to uint8. Integers span 0..65535 (0..255 when nothing is greater), floats 0..1."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+        return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
+    if values.max(initial=0) <= 255:
+        return np.clip(values, 0, 255).astype(np.uint8)
+    return (np.clip(values, 0, 65535).astype(np.uint32) * 255 // 65535).astype(np.uint8)
+
+
+def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """Phones write wide-gamut colours with a profile; without the conversion they would look washed out."""
+    if icc_profile:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+            srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+            converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # a broken or unfitting profile is common; the plain numbers are then the best there is
+    return image.convert("RGB")

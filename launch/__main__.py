@@ -1,0 +1,199 @@
+"""The command line: `python -m launch VERB ...`.
+
+A verb is a thin function that imports what it needs only when it runs, so that `--help` and a misspelt key answer
+at once. A user's mistake ends in one line on standard error and exit code 2; an interrupt can be taken up again by
+the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from modules.errors import AlbumFailed, UserError
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+OVERRIDES_HELP = "key=value ... overrides the configuration, for example: seed=1 booth.num_steps=200"
+
+
+class Terminated(SystemExit):
+    """SIGTERM: ends like an interrupt, with the exit code that a shell expects."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_TERMINATED)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One album, all stages."""
+    from trainer.config import load_config
+    from trainer.pipeline import run_album
+
+    config = load_config(arguments.config, [*arguments.overrides, *_out_override(arguments)])
+    run_album(Path(arguments.album), config, name=arguments.name)
+    return 0
+
+
+def studio(arguments: argparse.Namespace) -> int:
+    """Synthetic people, their albums and their ground truth."""
+    from datamodules.studio.album_writer import run_studio
+
+    run_studio(Path(arguments.out), arguments.overrides)
+    return 0
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    """The small diffusion prior, trained on the studio's renders."""
+    from trainer.config import config_path, load_dataclass
+    from trainer.pretrain import PretrainConfig, run_pretrain
+
+    yaml_path = config_path(arguments.config) if arguments.config else None
+    print(run_pretrain(load_dataclass(PretrainConfig, yaml_path, arguments.overrides), Path(arguments.out)))
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Metrics of an avatar against the ground truth of its album, as JSON."""
+    from modules.geometry.mesh import load_textured_mesh
+    from trainer.config import load_dataclass
+    from trainer.evaluation import EvaluationConfig, evaluate_avatar
+    from trainer.ground_truth import load_ground_truth
+
+    config = load_dataclass(EvaluationConfig, None, arguments.overrides)
+    album = Path(arguments.album)
+    truth = load_ground_truth(album)
+    if truth is None:
+        raise UserError(f"'{album}' has no ground_truth/avatar.glb to measure against.")
+    print(json.dumps(evaluate_avatar(load_textured_mesh(Path(arguments.avatar)), truth, config), indent=2))
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """What this machine offers, and what is missing."""
+    from launch.preflight import print_checks, run_checks
+
+    return 0 if print_checks(run_checks(Path(arguments.out))) else EXIT_FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb whose implementation is there."""
+    description = "Turns personal photo albums into textured 3D avatars."
+    parser = argparse.ArgumentParser(prog="python -m launch", description=description, epilog=OVERRIDES_HELP)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, and show the traceback of any error")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(verb: Callable[[argparse.Namespace], int], module: str, *, takes_overrides: bool = True) -> Any:
+        if importlib.util.find_spec(module) is None:
+            return None
+        summary = (verb.__doc__ or "").strip().splitlines()[0]
+        child = verbs.add_parser(
+            verb.__name__, help=summary, description=summary, epilog=OVERRIDES_HELP if takes_overrides else None
+        )
+        child.set_defaults(verb=verb, takes_overrides=takes_overrides)
+        return child
+
+    if child := add(run, "trainer.pipeline"):
+        child.add_argument("album", metavar="ALBUM", help="folder with image/, mask/ and a description")
+        child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
+        child.add_argument("--out", metavar="DIR", help="where results go (default: out)")
+        child.add_argument("--name", metavar="NAME", help="name of the result's folder (default: the album's)")
+    if child := add(studio, "datamodules.studio.album_writer"):
+        child.add_argument("--out", metavar="DIR", default="out/studio", help="where albums go (default: %(default)s)")
+    if child := add(pretrain, "trainer.pretrain"):
+        child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
+        child.add_argument("--out", metavar="DIR", default="out/prior", help="where it goes (default: %(default)s)")
+    if child := add(evaluate, "trainer.evaluation"):
+        child.add_argument("avatar", metavar="AVATAR", help="a GLB file, for example out/ALBUM/avatar.glb")
+        child.add_argument("album", metavar="ALBUM", help="album folder with ground_truth/")
+    if child := add(check, "launch.preflight", takes_overrides=False):
+        child.add_argument("--out", metavar="DIR", default="out", help="where results would go (default: %(default)s)")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; overrides may stand anywhere after the verb, and end up in `.overrides`."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if OVERRIDE.fullmatch(word)]
+    unknown = [word for word in rest if word not in overrides] or ([] if arguments.takes_overrides else overrides)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.overrides = overrides
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and turn every foreseeable end into an exit code and at most one line."""
+    _prepare_environment()
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    level = logging.INFO if arguments.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    former = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = arguments.verb(arguments)
+        sys.stdout.flush()
+        return code
+    except (UserError, AlbumFailed) as error:
+        if arguments.verbose:
+            raise
+        return _end(str(error), EXIT_FAILED if isinstance(error, AlbumFailed) else EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        return _end("Interrupted; run the same command again to go on.", EXIT_INTERRUPTED)
+    except Terminated:
+        return _end("Terminated; run the same command again to go on.", EXIT_TERMINATED)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; keep the interpreter from complaining at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        if arguments.verbose or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = f"'{error.filename}': " if error.filename else ""
+        return _end(f"{where}{error.strerror}; mend that and run the same command again to go on.", EXIT_USER_ERROR)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _prepare_environment() -> None:
+    """Settings that libraries read when they are loaded; what the user has set stays."""
+    for name, value in (
+        # Busy-waiting threads make a shared machine several times slower.
+        ("OMP_WAIT_POLICY", "passive"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def _end(message: str, code: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _out_override(arguments: argparse.Namespace) -> list[str]:
+    return [f"out={arguments.out}"] if arguments.out else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""The two ways in which work ends early: a user's mistake, and an album that cannot go on."""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    The message is one sentence that names the file, photo or key, what was found, what was expected and what to do.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class AlbumFailed(Exception):
+    """One album of a pack cannot go on (no usable photo, NaN, empty mesh); the others do.
+
+    The message is the reason that is written to the album's manifest.
+    """

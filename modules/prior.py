@@ -1,0 +1,205 @@
+"""The mini prior: a small text-to-image latent diffusion model in diffusers layout, and the module that trains it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from modules.diffusion.pixel_codec import DOWNSAMPLING, NUM_LATENT_CHANNELS, build_pixel_codec
+from modules.diffusion.processors import use_plain_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Architecture and training of the mini prior.
+
+    resolution: pixels per side. channels: UNet width per level. text_width, text_layers: text encoder. learning_rate:
+    constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls linearly to a tenth.
+    ema_fraction: the average covers about this fraction of the steps taken so far. batch_size: images per process.
+    """
+
+    resolution: int = 64
+    channels: tuple[int, ...] = (128, 192)
+    text_width: int = 192
+    text_layers: int = 3
+    max_tokens: int = 64
+    vocabulary_size: int = 1000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    cooldown_images: int = 0
+    num_images: int = 4_000_000
+    weight_decay: float = 0.01
+    ema_fraction: float = 0.1
+    batch_size: int = 32
+    weight_codec: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.resolution % (DOWNSAMPLING * 2 ** (len(self.channels) - 1)):
+            raise ValueError(
+                f"resolution must be a multiple of {DOWNSAMPLING * 2 ** (len(self.channels) - 1)}, found {self.resolution}"
+            )
+        if not 0 < self.ema_fraction < 1:
+            raise ValueError(f"ema_fraction must lie in (0, 1), found {self.ema_fraction}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+
+
+def build_unet(config: PriorConfig) -> UNet2DConditionModel:
+    """A UNet over space-to-depth latents with cross-attention at every level and pooled text in the time embedding."""
+    num_levels = len(config.channels)
+    return UNet2DConditionModel(
+        sample_size=config.resolution // DOWNSAMPLING,
+        in_channels=NUM_LATENT_CHANNELS,
+        out_channels=NUM_LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * num_levels,
+        up_block_types=("CrossAttnUpBlock2D",) * num_levels,
+        block_out_channels=config.channels,
+        layers_per_block=1,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+        only_cross_attention=(True,) * (num_levels - 1) + (False,),
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
+
+
+def build_text_encoder(config: PriorConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder, randomly initialised, for this tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            intermediate_size=4 * config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=config.max_tokens,
+            projection_dim=config.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule: cosine (Nichol and Dhariwal 2021, eq. 17), predicting the clean sample."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=True,
+        clip_sample_range=1.0,
+        set_alpha_to_one=True,
+        steps_offset=0,
+        timestep_spacing="trailing",
+    )
+
+
+def sample_loss_weight(alphas_cumprod: Tensor) -> Tensor:
+    """Weight of the squared error of the predicted clean sample: sqrt(SNR), clamped to [.5, 3]."""
+    return (alphas_cumprod / (1 - alphas_cumprod)).sqrt().clamp(0.5, 3.0)
+
+
+class PriorModule(lightning.LightningModule):
+    """Trains UNet, text encoder and the codec's decoder on captioned images.
+
+    A batch is {"images": (B, 3, H, W) in [0, 1], "input_ids": (B, L) int64}.
+    """
+
+    def __init__(self, config: PriorConfig, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.unet = build_unet(config).to(memory_format=torch.channels_last)
+        use_plain_attention(self.unet)
+        self.text_encoder = build_text_encoder(config, tokenizer)
+        self.text_encoder.set_attn_implementation("eager")
+        self.codec = build_pixel_codec()
+        self.scheduler = build_scheduler()
+        self.register_buffer("alphas_cumprod", self.scheduler.alphas_cumprod.clone(), persistent=False)
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.averaged = nn.ModuleDict(
+            {"unet": copy.deepcopy(self.unet), "text_encoder": copy.deepcopy(self.text_encoder)}
+        ).requires_grad_(False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [*self.unet.parameters(), *self.text_encoder.parameters(), *self.codec.decoder.parameters()]
+        optimizer = torch.optim.AdamW(
+            trained, self.config.learning_rate, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor),
+                "interval": "step",
+            },
+        }
+
+    def _rate_factor(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        left = self.config.num_images - int(self.images_seen)
+        cooldown = self.config.cooldown_images
+        return warmup * (min(1.0, max(0.1, left / cooldown)) if cooldown else 1.0)
+
+    def losses(self, batch: dict[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The denoising loss of the clean-sample prediction and the codec's reconstruction loss."""
+        latents = self.codec.encode(batch["images"] * 2 - 1).latents
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        text = self.text_encoder(input_ids=batch["input_ids"]).last_hidden_state
+        prediction = self.unet(noisy.to(memory_format=torch.channels_last), timesteps, text).sample.float()
+        denoising = ((prediction - latents) ** 2 * sample_loss_weight(alphas)).mean()
+        # Decoding a few images is enough; latents are perturbed a little since samples are never exact.
+        some = latents[:2] + 0.05 * noise[:2]
+        codec = (self.codec.decode(some).sample.float() / 2 + 0.5 - batch["images"][:2]).abs().mean()
+        return {"denoising": denoising, "codec": codec}
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        num_images = len(batch["images"])
+        generator = torch.Generator(device=self.device).manual_seed(
+            (self.global_step * 4096 + self.global_rank) % 2**62
+        )
+        timesteps = torch.randint(0, 1000, (num_images,), generator=generator, device=self.device)
+        side = self.config.resolution // DOWNSAMPLING
+        noise = torch.randn(num_images, NUM_LATENT_CHANNELS, side, side, generator=generator, device=self.device)
+        losses = self.losses(batch, timesteps, noise)
+        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
+        return losses["denoising"] + self.config.weight_codec * losses["codec"]
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_index: int) -> None:
+        self.images_seen += len(batch["images"]) * self.trainer.world_size
+        decay = min(0.9999, max(0.0, 1 - 1 / (self.config.ema_fraction * self.global_step + 5)))
+        live = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        average = [*self.averaged["unet"].parameters(), *self.averaged["text_encoder"].parameters()]
+        with torch.no_grad():
+            torch._foreach_lerp_(average, live, 1 - decay)
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The averaged weights as a stock diffusers pipeline (shares memory with this module)."""
+        return StableDiffusionPipeline(
+            vae=self.codec,
+            text_encoder=self.averaged["text_encoder"],
+            tokenizer=self.tokenizer,
+            unet=self.averaged["unet"],
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged weights as fp16 safetensors in diffusers layout."""
+        pipeline = copy.deepcopy(self.pipeline()).to(dtype=torch.float16)
+        pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,228 @@
+"""The exported files, read back by other programs: trimesh, ffmpeg and Khronos' validator."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from modules.errors import AlbumFailed, UserError
+from modules.geometry.gltf import encode_glb
+from modules.geometry.mesh import TexturedMesh, load_textured_mesh
+from trainer.export import ExportConfig, export_avatar, render_turntable, turntable_cameras, write_glb
+
+SMALL = ExportConfig(turntable_frames=6, turntable_resolution=48, turntable_fps=6, strip_views=4, supersampling=1)
+
+
+@pytest.fixture
+def mesh() -> TexturedMesh:
+    """A capsule of a person's height; its front (+z) is red and its back is blue, by texture."""
+    shape = trimesh.creation.capsule(height=1.3, radius=0.2, count=(12, 12))
+    vertices = np.asarray(shape.vertices, np.float32)[:, [1, 2, 0]]
+    vertices[:, 1] -= vertices[:, 1].min()
+    uv = np.stack([0.5 + vertices[:, 2] * 2.4, vertices[:, 1] / vertices[:, 1].max()], 1).astype(np.float32)
+    texture = np.zeros((32, 32, 3), np.uint8)
+    texture[:, 16:, 0] = 200
+    texture[:, :16, 2] = 200
+    return TexturedMesh(vertices=vertices, faces=np.asarray(shape.faces, np.int32), uv=uv.clip(0, 1), texture=texture)
+
+
+def glb_parts(data: bytes) -> tuple[dict, bytes]:
+    magic, version, length, json_length, json_kind = struct.unpack_from("<4sIII4s", data)
+    assert (magic, version, length, json_kind) == (b"glTF", 2, len(data), b"JSON")
+    binary_length, binary_kind = struct.unpack_from("<I4s", data, 20 + json_length)
+    assert binary_kind == b"BIN\0"
+    assert 28 + json_length + binary_length == len(data)
+    return json.loads(data[20 : 20 + json_length]), data[28 + json_length :]
+
+
+def test_glb_follows_the_rules_of_khronos(mesh: TexturedMesh) -> None:
+    document, binary = glb_parts(encode_glb(mesh))
+    assert document["asset"] == {"version": "2.0", "generator": "PuzzleBooth"}
+    assert document["buffers"] == [{"byteLength": len(binary)}]
+    for view in document["bufferViews"]:
+        assert view["byteOffset"] % 4 == 0
+        assert view["byteOffset"] + view["byteLength"] <= len(binary)
+    position = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
+    np.testing.assert_array_equal(np.float32(position["min"]), mesh.vertices.min(0))
+    np.testing.assert_array_equal(np.float32(position["max"]), mesh.vertices.max(0))
+    surface = document["materials"][0]["pbrMetallicRoughness"]
+    assert (surface["metallicFactor"], surface["roughnessFactor"]) == (0, 1)
+
+
+def test_glb_is_read_back_by_trimesh_and_by_our_own_reader(mesh: TexturedMesh, tmp_path: Path) -> None:
+    write_glb(mesh, tmp_path / "a.glb")
+    loaded = trimesh.load(tmp_path / "a.glb", force="mesh", process=False)
+    np.testing.assert_array_equal(loaded.vertices.astype(np.float32), mesh.vertices)
+    np.testing.assert_array_equal(loaded.faces, mesh.faces)
+    # trimesh turns v over on loading, since its textures start at the bottom.
+    np.testing.assert_allclose(loaded.visual.uv * [1, -1] + [0, 1], mesh.uv, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(loaded.visual.material.baseColorTexture.convert("RGB")), mesh.texture)
+    outward = mesh.vertices - np.clip(mesh.vertices, [0, 0.2, 0], [0, 1.5, 0])
+    assert (np.sum(loaded.vertex_normals * outward, 1) > 0).all()
+    ours = load_textured_mesh(tmp_path / "a.glb")
+    for field in dataclasses.fields(TexturedMesh):
+        np.testing.assert_array_equal(getattr(ours, field.name), getattr(mesh, field.name))
+
+
+@pytest.mark.parametrize(("num_vertices", "component"), [(65534, 5123), (65535, 5125)])
+def test_index_width_follows_the_number_of_vertices(num_vertices: int, component: int) -> None:
+    rng = np.random.default_rng(0)
+    mesh = TexturedMesh(
+        vertices=rng.normal(size=(num_vertices, 3)).astype(np.float32),
+        faces=np.array([[0, 1, num_vertices - 1]], np.int32),
+        uv=np.zeros((num_vertices, 2), np.float32),
+        texture=np.zeros((4, 4, 3), np.uint8),
+    )
+    document, binary = glb_parts(encode_glb(mesh))
+    assert document["accessors"][3]["componentType"] == component
+    view = document["bufferViews"][3]
+    data = binary[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
+    assert np.frombuffer(data, np.uint16 if component == 5123 else np.uint32).tolist() == [0, 1, num_vertices - 1]
+
+
+def test_normals_are_unit_vectors_even_for_loose_vertices(mesh: TexturedMesh) -> None:
+    loose = dataclasses.replace(
+        mesh, vertices=np.concatenate([mesh.vertices, [[0, 0, 0]]]).astype(np.float32), uv=np.pad(mesh.uv, ((0, 1), (0, 0)))
+    )
+    document, binary = glb_parts(encode_glb(loose))
+    view = document["bufferViews"][document["accessors"][1]["bufferView"]]
+    normals = np.frombuffer(binary, np.float32, len(loose.vertices) * 3, view["byteOffset"]).reshape(-1, 3)
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+
+
+_VALIDATE = """
+const fs = require('fs'), validator = require('gltf-validator');
+validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
+  .then(report => console.log(JSON.stringify(report.issues)));
+"""
+
+
+def _has_validator() -> bool:
+    node = shutil.which("node")
+    return node is not None and not subprocess.run([node, "-e", "require('gltf-validator')"], capture_output=True).returncode
+
+
+@pytest.mark.skipif(not _has_validator(), reason="needs node and npm's gltf-validator (found through NODE_PATH)")
+def test_khronos_validator_finds_nothing(mesh: TexturedMesh, tmp_path: Path) -> None:
+    write_glb(mesh, tmp_path / "a.glb")
+    done = subprocess.run(["node", "-e", _VALIDATE, tmp_path / "a.glb"], capture_output=True, text=True, check=True)
+    issues = json.loads(done.stdout)
+    assert issues["messages"] == []
+    assert issues["numErrors"] == issues["numWarnings"] == 0
+
+
+def test_export_writes_three_files_and_nothing_else(mesh: TexturedMesh, tmp_path: Path) -> None:
+    paths = export_avatar(mesh, tmp_path / "new" / "export", SMALL)
+    assert sorted(paths) == ["avatar.glb", "turntable.mp4", "turntable.png"]
+    assert sorted(path.name for path in (tmp_path / "new" / "export").iterdir()) == sorted(paths)
+    reader = imageio_ffmpeg.read_frames(str(paths["turntable.mp4"]))
+    about = next(reader)
+    frames = [np.frombuffer(frame, np.uint8).reshape(48, 48, 3) for frame in reader]
+    assert about["codec"] == "h264"
+    assert about["pix_fmt"].startswith("yuv420p")
+    assert (about["size"], about["fps"], len(frames)) == ((48, 48), 6.0, 6)
+    front, back = frames[0][24, 24].astype(int), frames[3][24, 24].astype(int)
+    assert front[0] > 120 > 90 > front[2]
+    assert back[2] > 120 > 90 > back[0]
+    strip = np.asarray(Image.open(paths["turntable.png"]))
+    assert strip.shape == (48, 4 * 48, 3)
+    np.testing.assert_array_equal(strip[24, 24], (200, 0, 0))
+    np.testing.assert_array_equal(strip[24, 24 + 96], (0, 0, 200))
+    np.testing.assert_array_equal(strip[0, 0], (255, 255, 255))
+
+
+def test_glb_and_strip_have_the_same_bytes_each_time(mesh: TexturedMesh, tmp_path: Path) -> None:
+    first, second = (export_avatar(mesh, tmp_path / name, SMALL) for name in ("one", "two"))
+    for name in ("avatar.glb", "turntable.png"):
+        assert first[name].read_bytes() == second[name].read_bytes()
+
+
+def test_textures_above_the_limit_are_scaled_down(mesh: TexturedMesh, tmp_path: Path) -> None:
+    wide = dataclasses.replace(mesh, texture=np.full((32, 64, 3), 77, np.uint8))
+    paths = export_avatar(wide, tmp_path, dataclasses.replace(SMALL, max_texture_px=16))
+    texture = load_textured_mesh(paths["avatar.glb"]).texture
+    assert texture.shape == (8, 16, 3)
+    assert (texture == 77).all()
+
+
+@pytest.mark.parametrize("scale", [(1, 1, 1), (8, 1, 1), (1, 1, 8), (0.2, 3, 0.2)])
+def test_the_whole_body_is_in_every_frame(mesh: TexturedMesh, scale: tuple[float, float, float]) -> None:
+    scaled = dataclasses.replace(mesh, vertices=(mesh.vertices * scale).astype(np.float32))
+    config = dataclasses.replace(SMALL, background=0.0)
+    for frame in render_turntable(scaled, 5, config):
+        assert frame.any()
+        rim = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+        assert not rim.any()
+
+
+def test_the_turn_starts_in_front_and_goes_to_the_left_hand(mesh: TexturedMesh) -> None:
+    cameras = turntable_cameras(mesh, 4)
+    assert [camera.azimuth_deg for camera in cameras] == [0, 90, 180, 270]
+    assert cameras[0].eye_m[2] > 1
+    assert cameras[1].eye_m[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"faces": np.zeros((0, 3), np.int32)}, "0 faces"),
+        ({"vertices": np.zeros((0, 3), np.float32), "uv": np.zeros((0, 2), np.float32)}, "0 vertices"),
+        ({"faces": np.array([[0, 1, 99_999]], np.int32)}, "99999"),
+        ({"faces": np.array([[0, 1, -1]], np.int32)}, "-1"),
+        ({"vertices": "nan"}, "NaN"),
+    ],
+)
+def test_a_broken_mesh_fails_its_album(mesh: TexturedMesh, tmp_path: Path, change: dict, words: str) -> None:
+    if change.get("vertices") == "nan" if isinstance(change.get("vertices"), str) else False:
+        change = {"vertices": np.where(mesh.vertices > 1, np.nan, mesh.vertices)}
+    with pytest.raises(AlbumFailed, match=words):
+        export_avatar(dataclasses.replace(mesh, **change), tmp_path / "export", SMALL)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_users_error(mesh: TexturedMesh, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        export_avatar(mesh, tmp_path / "file" / "export", SMALL)
+
+
+def test_an_encoder_that_fails_is_a_users_error_and_leaves_nothing(
+    mesh: TexturedMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "ffmpeg"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(broken))
+    imageio_ffmpeg.get_ffmpeg_exe.cache_clear() if hasattr(imageio_ffmpeg.get_ffmpeg_exe, "cache_clear") else None
+    with pytest.raises(UserError, match="ffmpeg"):
+        export_avatar(mesh, tmp_path / "export", SMALL)
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["avatar.glb"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_texture_px": 8}, "max_texture_px"),
+        ({"turntable_frames": 0}, "turntable_frames"),
+        ({"turntable_resolution": 8}, "turntable_resolution"),
+        ({"turntable_resolution": 65}, "even"),
+        ({"turntable_fps": 0}, "turntable_fps"),
+        ({"elevation_deg": 90.0}, "elevation_deg"),
+        ({"strip_views": 0}, "strip_views"),
+        ({"supersampling": 0}, "supersampling"),
+        ({"background": float("nan")}, "background"),
+    ],
+)
+def test_config_ranges(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"{words}.*found"):
+        ExportConfig(**change)

@@ -1,0 +1,248 @@
+"""The one place that builds a `lightning.Trainer`, and the one way in which a module is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from trainer.callbacks import ProgressReport
+from trainer.checkpoint import StepKeeper, find_checkpoint, load_weights
+from trainer.loggers import build_loggers
+from trainer.runtime import LoggerKind, RuntimeConfig
+
+__all__ = ["FitResult", "LoggerKind", "RuntimeConfig", "build_trainer", "fit"]
+
+log = logging.getLogger(__name__)
+
+Batches = Callable[[int], Any] | lightning.LightningDataModule | Iterable[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What a training did.
+
+    Attributes:
+        num_steps: steps done in all.
+        start_step: of these, done by an earlier process.
+        seconds: time that this process took.
+    """
+
+    num_steps: int
+    start_step: int
+    seconds: float
+
+
+class StepDataset(IterableDataset):
+    """Batches `start_step` to `max_steps - 1` of a function step -> batch; each worker takes every n-th."""
+
+    def __init__(self, batch_at: Callable[[int], Any], start_step: int, max_steps: int) -> None:
+        self.batch_at = batch_at
+        self.start_step = start_step
+        self.max_steps = max_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.start_step + first, self.max_steps, stride):
+            yield self.batch_at(step)
+
+
+def build_trainer(
+    runtime: RuntimeConfig,
+    *,
+    folder: Path,
+    callbacks: Sequence[lightning.Callback] = (),
+    loggers: Sequence[Logger] = (),
+    strategy: str | Strategy = "auto",
+) -> lightning.Trainer:
+    """A trainer without validation, samples or checkpoints of its own; the callbacks decide when it ends."""
+    return lightning.Trainer(
+        accelerator=runtime.accelerator,
+        devices=runtime.devices,
+        precision=runtime.precision,
+        strategy=strategy,
+        max_epochs=-1,
+        max_steps=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=runtime.log_every_steps,
+        # CUDA has operators without a deterministic kernel (nvdiffrast's among them): warn there, insist on the CPU.
+        deterministic=runtime.deterministic
+        and ("warn" if torch.cuda.is_available() and runtime.accelerator != "cpu" else True),
+        benchmark=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        logger=list(loggers) or False,
+        use_distributed_sampler=False,
+    )
+
+
+def fit(
+    module: lightning.LightningModule,
+    batches: Batches,
+    *,
+    max_steps: int,
+    folder: Path,
+    runtime: RuntimeConfig,
+    seed: int = 0,
+    stage: str = "fit",
+    callbacks: Sequence[lightning.Callback] = (),
+    strategy: str | Strategy = "auto",
+    num_workers: int = 0,
+) -> FitResult:
+    """Train `module` for `max_steps` steps, going on from the checkpoint in `folder` where there is one.
+
+    A step is one batch. The checkpoint holds what `module.state_dict()` gives (filter frozen weights there and set
+    `module.strict_loading = False`), the optimisers, the schedulers and the global random states. Resuming equals
+    never having stopped as long as batch `step` depends on the seed and the step only.
+
+    Args:
+        module: manual or automatic optimisation; clips its own gradients; logs with `self.log`.
+        batches: a function step -> batch, a pure one with generators of its own; or a data module or loader, walked
+            again and again. Only with the function (or a loader with `state_dict`) is resume exact.
+        max_steps: steps in all.
+        folder: gets `checkpoints/` and `metrics.jsonl`.
+        runtime: device, precision, intervals.
+        seed: of the global generators, at the beginning of the training.
+        stage: name in the progress and in the tracker.
+        callbacks: further ones.
+        strategy: Lightning's strategy or its name.
+        num_workers: processes that make batches ahead; 0 makes them in this process.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+        KeyboardInterrupt: after SIGINT, once the current step is done and saved; SIGTERM goes to the handler that
+            was there before, likewise.
+    """
+    started_s = time.monotonic()
+    checkpoint = find_checkpoint(folder)
+    start_step = checkpoint.num_steps if checkpoint else 0
+    if checkpoint and start_step >= max_steps:
+        load_weights(module, checkpoint.path)
+        return FitResult(num_steps=start_step, start_step=start_step, seconds=time.monotonic() - started_s)
+    if checkpoint:
+        log.info("%s goes on from step %d.", stage, start_step)
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    _seed_everything(seed)
+
+    keeper = StepKeeper(
+        folder, max_steps=max_steps, every_steps=runtime.checkpoint_every_steps, every_s=runtime.checkpoint_every_s
+    )
+    progress = ProgressReport(stage, max_steps=max_steps, start_step=start_step, every_s=runtime.log_every_s)
+    loggers = build_loggers(runtime.logger, folder, name=stage, start_step=start_step)
+    with _quiet_lightning(), _deterministic_restored(), _SignalsAtStepEnd(keeper) as signals:
+        trainer = build_trainer(
+            runtime,
+            folder=folder,
+            # The keeper last: what the others keep in the checkpoint is then up to date.
+            callbacks=[*callbacks, progress, signals, keeper],
+            loggers=loggers,
+            strategy=strategy,
+        )
+        source: Any = batches
+        if callable(batches) and not isinstance(batches, (lightning.LightningDataModule, DataLoader)):
+            dataset = StepDataset(batches, start_step, max_steps)
+            source = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        try:
+            # Lightning takes a data module in the place of a loader, too.
+            trainer.fit(module, source, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
+        except SystemExit as error:
+            # Lightning turns an interrupt before the first step into an exit of its own.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+    return FitResult(num_steps=keeper.num_steps, start_step=start_step, seconds=time.monotonic() - started_s)
+
+
+class _SignalsAtStepEnd(lightning.Callback):
+    """Holds SIGINT and SIGTERM back until the step is done and saved, then gives them to whom they were meant for.
+
+    The second signal of a kind is not held back.
+    """
+
+    def __init__(self, keeper: StepKeeper) -> None:
+        self.keeper = keeper
+        self._outer: dict[int, Any] = {}
+        self._received: int | None = None
+
+    def __enter__(self) -> _SignalsAtStepEnd:
+        if threading.current_thread() is threading.main_thread():
+            self._outer = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Lightning has set a SIGTERM handler of its own by now, which would end the loop without a checkpoint.
+        for number in self._outer:
+            signal.signal(number, self._hold_back)
+
+    def _hold_back(self, number: int, frame: Any) -> None:
+        self._received = number
+        self.keeper.stop_requested = True
+        signal.signal(number, self._outer[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._outer.items():
+            signal.signal(number, handler)
+        if self._received is not None and error[0] is None:
+            signal.raise_signal(self._received)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _deterministic_restored() -> Iterator[None]:
+    """Lightning switches deterministic algorithms on for the whole process; give back what was set before."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence what is no news here: device tables, tips, and warnings about choices that were made on purpose."""
+    lightning_logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in lightning_logs]
+    with warnings.catch_warnings():
+        for message in (
+            r".*does not have many workers",
+            r".*`training_step` returned `None`",
+            r".*You're resuming from a checkpoint that ended before the epoch ended",
+            r".*GPU available but not used",
+            r".*isinstance\(treespec, LeafSpec\)",
+            r".*Found \d+ module\(s\) in eval mode at the start of training",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            for logger in lightning_logs:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(lightning_logs, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,390 @@
+"""A pack: K albums that share one frozen backbone, and the three trained stages they go through together.
+
+A stage trains the albums that still lack its artifact, in one module, from one checkpoint folder, and then commits one artifact
+per album. An album that fails leaves with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from datamodules.assets import PreparedAlbum
+from datamodules.puzzlebooth import BackboneShape, PuzzleBoothBatches, subject_of
+from modules.contracts import Subject
+from modules.diffusion.attention import capture_side
+from modules.diffusion.backbone import Backbone
+from modules.diffusion.personalization import Personalization
+from modules.diffusion.routing import NO_ALBUM
+from modules.errors import AlbumFailed
+from modules.geometry.body import BodyTemplate, load_body
+from modules.geometry.tet_grid import TetGrid
+from trainer.artifacts import StageFolder
+from trainer.canonical import hash_file, hash_json, hash_tree
+from trainer.config import PROJECT_ROOT
+from trainer.fit import fit
+from trainer.priors import prior_samples, synthetic_images
+from trainer.samples import write_samples
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+SUBJECT, BASELINE = "avatar", "words_only"
+
+
+@dataclass
+class AlbumRun:
+    """One album on its way through the stages. `failed` holds the reason once it cannot go on."""
+
+    name: str
+    source: Path
+    folder: Path
+    prepared: PreparedAlbum | None = None
+    has_truth: bool = False
+    failed: str | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def stage(self, name: str) -> StageFolder:
+        return StageFolder(self.folder / name, name)
+
+    @property
+    def album(self) -> PreparedAlbum:
+        assert self.prepared is not None, "the assets stage comes first"
+        return self.prepared
+
+
+class Pack:
+    """Albums, the backbone they share, and the trained stages. Nothing heavy is loaded before a stage needs it."""
+
+    def __init__(self, runs: Sequence[AlbumRun], config: RunConfig, *, out: Path) -> None:
+        self.runs, self.config, self.out = list(runs), config, out
+        self._personalization: Personalization | None = None
+        self._grids: dict[str, tuple[BodyTemplate, TetGrid]] = {}
+
+    @property
+    def alive(self) -> list[AlbumRun]:
+        return [run for run in self.runs if run.failed is None]
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        backbone = Backbone.load(self.config.backbone, root=PROJECT_ROOT)
+        if self.config.runtime.accelerator != "cpu" and torch.cuda.is_available():
+            backbone.to("cuda")
+        return backbone
+
+    @cached_property
+    def backbone_hash(self) -> str:
+        path = Path(self.config.backbone.path)
+        folder = path if path.is_absolute() else PROJECT_ROOT / path
+        return hash_tree(folder, ("*.json", "*.safetensors", "*.txt"))
+
+    @cached_property
+    def shape(self) -> BackboneShape:
+        backbone, config = self.backbone, self.config.backbone
+        return BackboneShape(
+            image_size=backbone.image_size,
+            latent_size=backbone.latent_size,
+            num_latent_channels=backbone.num_latent_channels,
+            num_timesteps=backbone.num_timesteps,
+            capture_side=capture_side(backbone.unet),
+            first_placeholder_id=self.personalization.first_id,
+            view_vocabulary=config.view_vocabulary,
+            scene_words=config.scene_words,
+            tokenize=backbone.tokenize,
+        )
+
+    @property
+    def personalization(self) -> Personalization:
+        """Tokens and adapters for all albums of the pack, attached to the backbone at first use."""
+        if self._personalization is None:
+            num_tokens = max(len(run.album.asset_names) for run in self.runs if run.prepared)
+            self._personalization = Personalization(
+                self.backbone, self.config.booth.adapter, num_albums=len(self.runs), num_tokens=num_tokens
+            ).to(self.backbone.device)
+        return self._personalization
+
+    def pending(self, stage: str, inputs: dict[str, dict[str, str]], config: object) -> list[AlbumRun]:
+        """The albums that still lack this stage's artifact; albums that failed in it before are marked failed again."""
+        left = []
+        for run in self.alive:
+            folder = run.stage(stage)
+            key = run.keys[stage] = folder.key(inputs[run.name], config, self.config.seed)
+            match folder.status(key):
+                case "complete":
+                    continue
+                case "failed":
+                    folder.forget()
+            left.append(run)
+        return left
+
+    def work_folder(self, stage: str, runs: Sequence[AlbumRun]) -> Path:
+        """Where this pack keeps its checkpoints; another set of albums, or another configuration, has another folder."""
+        folder = self.out / ".packs" / f"{stage}-{hash_json([run.keys[stage] for run in runs])[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # -- PuzzleBooth --------------------------------------------------------------------------------------------------
+
+    def booth(self) -> None:
+        """Stage 1: train tokens and adapters; commits personalization.safetensors, samples and the loss log per album."""
+        from modules.puzzlebooth import PuzzleBooth
+
+        config = self.config.booth
+        inputs = {
+            run.name: {"assets": run.stage("assets").outputs_hash, "backbone": self.backbone_hash} for run in self.alive
+        }
+        runs = self.pending("booth", inputs, (config, self.config.backbone))
+        if not runs:
+            return
+        started = time.monotonic()
+        backbone, personalization = self.backbone, self.personalization
+        synthetic = synthetic_images(self.out, self.config, backbone.image_size)
+        samples = [prior_samples(self.out, self.config, backbone, run.album.gender) for run in runs]
+        for index, run in enumerate(runs):
+            subject = subject_of(run.album, index, self.config.seed)
+            personalization.reset_album(index, run.album.asset_names, backbone, seed=subject.seed)
+        batches = PuzzleBoothBatches(
+            [run.album for run in runs],
+            config,
+            self.shape,
+            synthetic=synthetic,
+            samples=samples,
+            seed=self.config.seed,
+        )
+        module = PuzzleBooth(backbone, personalization, config, [run.name for run in runs])
+        work = self.work_folder("booth", runs)
+        fit(
+            module,
+            batches,
+            max_steps=config.num_steps,
+            folder=work,
+            runtime=self.config.runtime,
+            seed=self.config.seed,
+            stage="PuzzleBooth",
+        )
+        backbone.to(self.backbone.device).eval()
+        for index, run in enumerate(runs):
+            if index in module.failed:
+                self._fail(run, "booth", module.failed[index], inputs[run.name])
+                continue
+            folder = run.stage("booth").working(run.keys["booth"])
+            state = personalization.album_state(index)
+            # The pack's other albums may have more assets; they are not this album's business.
+            state["tokens"] = state["tokens"][: len(run.album.asset_names)]
+            save_file({name: value.contiguous() for name, value in state.items()}, folder / "personalization.safetensors")
+            write_samples(
+                folder, backbone, personalization, subject_of(run.album, index, self.config.seed), self.config
+            )
+            self._commit(run, "booth", work, inputs[run.name], config, started, len(runs))
+        shutil.rmtree(work, ignore_errors=True)
+
+    def load_personalization(self) -> None:
+        """Put every living album's trained tensors into the pack's stacked ones, at the album's index in `runs`."""
+        for index, run in enumerate(self.runs):
+            if run.failed is None:
+                state = load_file(run.stage("booth").output("personalization.safetensors"))
+                self.personalization.load_album_state(index, state)
+
+    # -- distillation -------------------------------------------------------------------------------------------------
+
+    def subjects(self, runs: Sequence[AlbumRun]) -> list[tuple[AlbumRun, str, Subject]]:
+        """Who is distilled: every album, and with ground truth its words alone as a baseline to beat."""
+        chosen = []
+        for run in runs:
+            index = self.runs.index(run)
+            chosen.append((run, SUBJECT, subject_of(run.album, index, self.config.seed)))
+            if run.has_truth and self.config.baselines:
+                chosen.append(
+                    (run, BASELINE, subject_of(run.album, NO_ALBUM, self.config.seed, personalized=False))
+                )
+        return chosen
+
+    def template(self, gender: str) -> tuple[BodyTemplate, TetGrid]:
+        """The body of a gender word and the tetrahedral grid around it, made once."""
+        if gender not in self._grids:
+            body = load_body(gender)  # type: ignore[arg-type]
+            self._grids[gender] = (body, TetGrid.around_mesh(body.vertices, body.faces, self.config.geometry.grid))
+        return self._grids[gender]
+
+    def _distillation_arguments(self, chosen: Sequence[tuple[AlbumRun, str, Subject]]) -> dict[str, Any]:
+        from modules.rendering.rasterizer import make_rasterizer
+
+        return {
+            "backbone": self.backbone,
+            "personalization": self.personalization,
+            "subjects": [subject for _, _, subject in chosen],
+            "landmarks": [self.template(run.album.gender)[0].landmarks for run, _, _ in chosen],
+            "rasterizer": make_rasterizer("auto", str(self.backbone.device)),
+            "scene_words": self.config.backbone.scene_words,
+            "view_vocabulary": self.config.backbone.view_vocabulary,
+            "reduced_precision": self.config.runtime.precision == "bf16-mixed",
+        }
+
+    def _distill(
+        self, stage: str, module: Any, chosen: Sequence[tuple[AlbumRun, str, Subject]], work: Path, steps: int
+    ) -> None:
+        """Run a distillation module. Rendering wants float32, so mixed precision is left to the module's UNet calls."""
+        import dataclasses
+
+        runtime = dataclasses.replace(self.config.runtime, precision="32-true")
+        fit(
+            module,
+            lambda step: step,
+            max_steps=steps,
+            folder=work,
+            runtime=runtime,
+            seed=self.config.seed,
+            stage=stage.capitalize(),
+        )
+        self.backbone.eval()
+
+    def geometry(self) -> None:
+        """Stage 2: the surface. Commits avatar.npz (vertices, faces), and words_only.npz beside it where there is a baseline."""
+        from modules.avatar import GeometryStage
+
+        config = self.config.geometry
+        inputs = {
+            run.name: {"booth": run.stage("booth").outputs_hash, "backbone": self.backbone_hash} for run in self.alive
+        }
+        runs = self.pending("geometry", inputs, (config, self.config.baselines))
+        if not runs:
+            return
+        started = time.monotonic()
+        self.load_personalization()
+        chosen = self.subjects(runs)
+        module = GeometryStage(
+            **self._distillation_arguments(chosen),
+            config=config,
+            grids=[self.template(run.album.gender)[1] for run, _, _ in chosen],
+        )
+        work = self.work_folder("geometry", runs)
+        self._distill("geometry", module, chosen, work, config.steps)
+        for index, (run, name, _) in enumerate(chosen):
+            folder = run.stage("geometry").working(run.keys["geometry"])
+            try:
+                if index in module.failed:
+                    raise AlbumFailed(module.failed[index])
+                with torch.no_grad():
+                    vertices, faces = module.mesh(index)
+            except AlbumFailed as failure:
+                run.failed = run.failed or f"{name}: {failure}"
+                continue
+            np.savez(
+                folder / f"{name}.npz",
+                vertices=vertices.cpu().numpy().astype(np.float32),
+                faces=faces.cpu().numpy().astype(np.int32),
+            )
+        self._finish("geometry", runs, work, inputs, config, started)
+
+    def texture(self) -> None:
+        """Stage 3: the colours, baked. Commits avatar.npz (vertices, faces, uv, texture), and the baseline's."""
+        from modules.avatar import TextureStage
+        from modules.rendering.texture import bake_textured_mesh
+
+        config = self.config.texture
+        inputs = {
+            run.name: {
+                "booth": run.stage("booth").outputs_hash,
+                "geometry": run.stage("geometry").outputs_hash,
+                "backbone": self.backbone_hash,
+            }
+            for run in self.alive
+        }
+        runs = self.pending("texture", inputs, (config, self.config.baselines))
+        if not runs:
+            return
+        started = time.monotonic()
+        self.load_personalization()
+        chosen = self.subjects(runs)
+        meshes = []
+        for run, name, _ in chosen:
+            with np.load(run.stage("geometry").output(f"{name}.npz")) as file:
+                meshes.append((torch.from_numpy(file["vertices"]), torch.from_numpy(file["faces"]).long()))
+        module = TextureStage(**self._distillation_arguments(chosen), config=config, meshes=meshes)
+        work = self.work_folder("texture", runs)
+        self._distill("texture", module, chosen, work, config.steps)
+        for index, (run, name, _) in enumerate(chosen):
+            if index in module.failed:
+                run.failed = run.failed or f"{name}: {module.failed[index]}"
+                continue
+            folder = run.stage("texture").working(run.keys["texture"])
+            vertices, faces = meshes[index]
+            baked = bake_textured_mesh(
+                vertices.numpy(),
+                faces.numpy(),
+                lambda points, subject=index: module.color(subject, points).detach(),
+                texture_size=config.texture_size,
+            )
+            np.savez_compressed(
+                folder / f"{name}.npz",
+                vertices=baked.vertices,
+                faces=baked.faces,
+                uv=baked.uv,
+                texture=baked.texture,
+            )
+        self._finish("texture", runs, work, inputs, config, started)
+
+    # -- committing ---------------------------------------------------------------------------------------------------
+
+    def _finish(
+        self,
+        stage: str,
+        runs: Sequence[AlbumRun],
+        work: Path,
+        inputs: dict[str, dict[str, str]],
+        config: object,
+        started: float,
+    ) -> None:
+        for run in runs:
+            if run.failed is not None:
+                self._fail(run, stage, run.failed, inputs[run.name])
+            else:
+                self._commit(run, stage, work, inputs[run.name], config, started, len(runs))
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _commit(
+        self,
+        run: AlbumRun,
+        stage: str,
+        work: Path,
+        inputs: dict[str, str],
+        config: object,
+        started: float,
+        num_albums: int,
+    ) -> None:
+        folder = run.stage(stage)
+        working = folder.working(run.keys[stage])
+        if (work / "metrics.jsonl").exists():
+            shutil.copyfile(work / "metrics.jsonl", working / "metrics.jsonl")
+        seconds = time.monotonic() - started
+        folder.commit(
+            run.keys[stage],
+            inputs=inputs,
+            config=config,
+            seed=self.config.seed,
+            timings={"pack_s": seconds, "album_s": seconds / num_albums},
+            extra={"num_albums": num_albums},
+        )
+
+    def _fail(self, run: AlbumRun, stage: str, reason: str, inputs: dict[str, str]) -> None:
+        run.failed = reason
+        run.stage(stage).fail(run.keys[stage], reason, inputs=inputs, seed=self.config.seed)
+
+
+def content_key(folder: Path) -> str:
+    """A hash of an album's files as they are, without decoding a photo; ground truth does not count."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "ground_truth" not in path.relative_to(folder).parts[:1]
+    )
+    return hash_json({path.relative_to(folder).as_posix(): hash_file(path) for path in files})

@@ -1,0 +1,268 @@
+"""From album folders to avatars: assets, PuzzleBooth, geometry, texture, export, evaluation, report.
+
+Each stage reads the artifact before it and writes its own folder with a manifest. What is complete and unchanged is not done
+again, so the same command resumes, and a changed setting redoes only what depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamodules.album import read_album
+from datamodules.assets import load_assets, prepare_assets
+from modules.errors import AlbumFailed, UserError
+from modules.geometry.body import BodyTemplate, load_body
+from modules.geometry.mesh import TexturedMesh
+from trainer.artifacts import run_lock, write_json
+from trainer.packs import BASELINE, SUBJECT, AlbumRun, Pack, content_key
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+TEMPLATE = "template"
+RESULTS = ("avatar.glb", "turntable.mp4", "turntable.png", "report.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbumResult:
+    """What became of one album: its folder, its metrics by row (empty without ground truth), or why it failed."""
+
+    name: str
+    folder: Path
+    metrics: dict[str, Any]
+    failed: str | None
+
+
+def run_album(album: Path, config: RunConfig, name: str | None = None) -> AlbumResult:
+    """Turn one album into an avatar under config.out/<name>. Raises UserError when it cannot be done."""
+    result = run_pack([album], config, names=[name] if name else None)[0]
+    if result.failed is not None:
+        raise UserError(f"Album {result.name}: {result.failed}.")
+    return result
+
+
+def run_pack(albums: Sequence[Path], config: RunConfig, names: Sequence[str] | None = None) -> list[AlbumResult]:
+    """Take albums through all stages together. An album that fails is reported in its result; the others go on.
+
+    names: of the output folders; the albums' folder names by default. Raises UserError when two names are equal or the
+    output folder is in use by another process.
+    """
+    out = Path(config.out)
+    chosen = list(names) if names else [album.resolve().name for album in albums]
+    for name in chosen:
+        if chosen.count(name) > 1:
+            raise UserError(f"Two albums would both be written to {out / name}: give them different names.")
+        if name in ("", ".", "..") or "/" in name or name.startswith("."):
+            raise UserError(f"{name!r} cannot be an output folder's name: use --name with letters and digits.")
+    runs = [
+        AlbumRun(name=name, source=album, folder=out / name) for name, album in zip(chosen, albums, strict=True)
+    ]
+    with _locks(runs):
+        pack = Pack(runs, config, out=out)
+        for run in runs:
+            _attempt(run, lambda run=run: _assets(run, config))
+        if pack.alive:
+            pack.booth()
+            pack.geometry()
+            pack.texture()
+        results = []
+        for run in runs:
+            metrics: dict[str, Any] = {}
+            if run.failed is None:
+                _attempt(run, lambda run=run: _export(run, config))
+            if run.failed is None:
+                metrics = _evaluate(run, config)
+                _report(run, config, metrics)
+            results.append(AlbumResult(name=run.name, folder=run.folder, metrics=metrics, failed=run.failed))
+    return results
+
+
+def _attempt(run: AlbumRun, work: Any) -> None:
+    """Do an album's own work; a user's mistake in it fails the album and not the pack."""
+    try:
+        work()
+    except (AlbumFailed, UserError) as error:
+        run.failed = str(error).rstrip(".")
+
+
+def _locks(runs: Sequence[AlbumRun]) -> Any:
+    import contextlib
+
+    stack = contextlib.ExitStack()
+    try:
+        for run in sorted(runs, key=lambda run: run.name):
+            stack.enter_context(run_lock(run.folder))
+    except BaseException:
+        stack.close()
+        raise
+    return stack
+
+
+def _assets(run: AlbumRun, config: RunConfig) -> None:
+    if not run.source.is_dir():
+        raise UserError(f"{run.source} is not a folder: give the folder that holds the album's photos.")
+    stage = run.stage("assets")
+    inputs = {"album": content_key(run.source)}
+    key = stage.key(inputs, config.album, config.seed)
+    if stage.status(key) != "complete":
+        started = time.monotonic()
+        prepared = prepare_assets(read_album(run.source, config.album), stage.working(key))
+        stage.commit(
+            key,
+            inputs=inputs,
+            config=config.album,
+            seed=config.seed,
+            metrics={"photos": len(prepared.stems), "set_aside": len(prepared.set_aside)},
+            timings={"album_s": time.monotonic() - started},
+        )
+    run.prepared = load_assets(stage.path)
+    from trainer.ground_truth import load_ground_truth
+
+    run.has_truth = load_ground_truth(run.source) is not None
+
+
+def read_textured(path: Path) -> TexturedMesh:
+    """A baked mesh that the texture stage wrote."""
+    with np.load(path) as file:
+        return TexturedMesh(
+            vertices=file["vertices"], faces=file["faces"], uv=file["uv"], texture=file["texture"]
+        )
+
+
+def _export(run: AlbumRun, config: RunConfig) -> None:
+    from trainer.export import export_avatar
+
+    stage = run.stage("export")
+    inputs = {"texture": run.stage("texture").outputs_hash}
+    key = stage.key(inputs, config.export, config.seed)
+    if stage.status(key) != "complete":
+        started = time.monotonic()
+        export_avatar(read_textured(run.stage("texture").output(f"{SUBJECT}.npz")), stage.working(key), config.export)
+        stage.commit(
+            key,
+            inputs=inputs,
+            config=config.export,
+            seed=config.seed,
+            timings={"album_s": time.monotonic() - started},
+        )
+    for name in RESULTS[:3]:
+        publish(stage.output(name), run.folder / name)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Copy a stage's file to the album's folder, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def mean_color_template(body: BodyTemplate, texture: np.ndarray, covered: np.ndarray) -> TexturedMesh:
+    """The bare body template in one colour: the mean of the truth's texture over the covered texels. A floor for metrics."""
+    color = texture[covered].reshape(-1, 3).mean(0).round().astype(np.uint8)
+    return TexturedMesh(
+        vertices=body.vertices.astype(np.float32),
+        faces=body.faces.astype(np.int32),
+        uv=np.full((len(body.vertices), 2), 0.5, np.float32),
+        texture=np.broadcast_to(color, (4, 4, 3)).copy(),
+    )
+
+
+def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
+    """Rows avatar, template and words_only of the metrics table; empty without ground truth."""
+    if not run.has_truth:
+        return {}
+    from trainer.evaluation import evaluate_avatar
+    from trainer.ground_truth import load_ground_truth
+
+    truth = load_ground_truth(run.source)
+    assert truth is not None
+    stage = run.stage("evaluate")
+    texture = run.stage("texture")
+    inputs = {"texture": texture.outputs_hash, "truth": content_key(run.source / "ground_truth")}
+    key = stage.key(inputs, (config.evaluation, config.baselines), config.seed)
+    if stage.status(key) != "complete":
+        started = time.monotonic()
+        rows = {SUBJECT: read_textured(texture.output(f"{SUBJECT}.npz"))}
+        rows[TEMPLATE] = mean_color_template(load_body(run.album.gender), truth.mesh.texture, truth.labels > 0)  # type: ignore[arg-type]
+        if config.baselines:
+            rows[BASELINE] = read_textured(texture.output(f"{BASELINE}.npz"))
+        metrics = {name: evaluate_avatar(mesh, truth, config.evaluation) for name, mesh in rows.items()}
+        write_json(stage.working(key) / "protocols.json", metrics)
+        stage.commit(
+            key,
+            inputs=inputs,
+            config=config.evaluation,
+            seed=config.seed,
+            timings={"album_s": time.monotonic() - started},
+        )
+    metrics = json.loads(stage.output("protocols.json").read_text())
+    from trainer.evaluation import summary
+
+    write_json(run.folder / "metrics.json", {name: summary(row) for name, row in metrics.items()})
+    return metrics
+
+
+def _report(run: AlbumRun, config: RunConfig, metrics: dict[str, Any]) -> None:
+    from trainer.loggers import read_metrics
+    from trainer.report import ReportContent, ReportPhoto, write_report
+    from trainer.samples import read_samples
+    from trainer.yaml_text import config_yaml
+
+    album = run.album
+    photos = [
+        ReportPhoto(
+            name=stem,
+            image=album.images[index],
+            masks={
+                name: album.masks[index, position]
+                for position, name in enumerate(album.asset_names)
+                if album.present[index, position]
+            },
+            caption=", ".join(
+                word for word in (album.views[index], album.framings[index], album.poses[index]) if word
+            ),
+        )
+        for index, stem in enumerate(album.stems)
+    ]
+    losses: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for stage in ("booth", "geometry", "texture"):
+        curves = losses.setdefault(stage, {})
+        path = run.stage(stage).path / "metrics.jsonl"
+        for row in read_metrics(path) if path.exists() else []:
+            for term, value in row.items():
+                if term != "step" and isinstance(value, (int, float)) and not term.startswith("album/"):
+                    curves.setdefault(term, []).append((int(row["step"]), float(value)))
+    stages = ("assets", "booth", "geometry", "texture", "export", "evaluate")
+    manifests = {name: run.stage(name).manifest or {} for name in stages}
+    content = ReportContent(
+        name=run.name,
+        photos=photos,
+        set_aside=[(aside.name, aside.reason) for aside in album.set_aside],
+        samples=read_samples(run.stage("booth").path),
+        losses=losses,
+        mesh=read_textured(run.stage("texture").output(f"{SUBJECT}.npz")),
+        turntable_video=run.folder / "turntable.mp4",
+        turntable_strip=_read_image(run.folder / "turntable.png"),
+        metrics=metrics,
+        config_yaml=config_yaml(config),
+        timings_s={
+            name: manifest["timings"]["album_s"] for name, manifest in manifests.items() if manifest.get("timings")
+        },
+        versions=manifests["texture"].get("versions", {}),
+    )
+    write_report(run.folder, content)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"))

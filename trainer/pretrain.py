@@ -1,0 +1,181 @@
+"""Train the mini prior on studio people: shards, tokenizer, training that resumes, and weights in diffusers layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.runtime import RuntimeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """What `pretrain` does: how many people to render, and how long to train.
+
+    num_people: people in the training set, 8 images each in RGB and normals. processes: gloo processes on a CPU.
+    max_minutes: stop (and export) after this long, 0 for never; the same command goes on from there.
+    """
+
+    num_people: int = 6000
+    images_per_person: int = 8
+    seed: int = 0
+    processes: int = 2
+    max_minutes: float = 0.0
+    export_every_s: float = 600.0
+    warm_start: str = ""
+    resolution: int = 64
+    num_images: int = 4_000_000
+    cooldown_images: int = 0
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    runtime: RuntimeConfig = field(
+        default_factory=lambda: RuntimeConfig(
+            precision="bf16-mixed", num_threads=1, deterministic=False, checkpoint_every_s=300.0, checkpoint_every_steps=10_000
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_people", "images_per_person", "processes", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+
+def ensure_shards(folder: Path, config: PretrainConfig) -> None:
+    """Render the training people once; a second call finds them there."""
+    marker = folder / "complete.json"
+    wanted = {
+        "num_people": config.num_people,
+        "images_per_person": config.images_per_person,
+        "seed": config.seed,
+        "resolution": config.resolution,
+    }
+    if marker.exists() and json.loads(marker.read_text()) == wanted:
+        return
+    from datamodules.studio.shards import write_prior_shards
+
+    shutil.rmtree(folder, ignore_errors=True)
+    write_prior_shards(
+        folder,
+        num_people=config.num_people,
+        seed=config.seed,
+        resolution=config.resolution,
+        images_per_person=config.images_per_person,
+        num_workers=config.processes,
+    )
+    marker.write_text(json.dumps(wanted))
+
+
+def run_pretrain(config: PretrainConfig, out: Path) -> Path:
+    """Train (or go on training) the mini prior in `out`; returns the folder with the exported weights.
+
+    out/shards holds the images, out/checkpoints the state, out/weights the averaged weights.
+    """
+    import lightning
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from datamodules.prior_images import PriorImages
+    from modules.diffusion.tokenizer import load_tokenizer, train_tokenizer
+    from modules.prior import PriorConfig, PriorModule
+    from trainer.fit import fit
+
+    out.mkdir(parents=True, exist_ok=True)
+    ensure_shards(out / "shards", config)
+    images = PriorImages(out / "shards")
+    tokenizer_folder = out / "tokenizer"
+    if not (tokenizer_folder / "tokenizer_config.json").exists():
+        train_tokenizer(images.captions(20_000, seed=0)).save_pretrained(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    torch.manual_seed(config.seed)
+    module = PriorModule(
+        PriorConfig(
+            resolution=config.resolution,
+            num_images=config.num_images,
+            cooldown_images=config.cooldown_images,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+        ),
+        tokenizer,
+    )
+    if config.warm_start:
+        warm_start(module, Path(config.warm_start))
+
+    def batch(step: int) -> dict[str, torch.Tensor]:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        rng = np.random.default_rng((config.seed, step, rank))
+        pixels, captions = images.draw(config.batch_size, rng)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
+        return {"images": tensor, "input_ids": ids}
+
+    class ExportRegularly(lightning.Callback):
+        """Writes the averaged weights now and then, and ends the training when its time is up."""
+
+        def __init__(self) -> None:
+            self.started = self.exported = time.monotonic()
+
+        def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+            now = time.monotonic()
+            if trainer.is_global_zero and now - self.exported > config.export_every_s:
+                export(pl_module, out / "weights")
+                self.exported = time.monotonic()
+            if config.max_minutes and trainer.global_step % 20 == 0:
+                over = torch.tensor(float(now - self.started > 60 * config.max_minutes))
+                if trainer.strategy.reduce(over, reduce_op="max") > 0:
+                    trainer.should_stop = True
+
+    strategy: Any = "auto"
+    runtime = config.runtime
+    if config.processes > 1:
+        # Two one-thread processes are faster than one with two threads at these sizes (measured).
+        strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
+        runtime = dataclasses.replace(runtime, devices=config.processes)
+    max_steps = -(-config.num_images // (config.batch_size * config.processes))
+    fit(
+        module,
+        batch,
+        max_steps=max_steps,
+        folder=out,
+        runtime=runtime,
+        seed=config.seed,
+        stage="pretrain",
+        callbacks=[ExportRegularly()],
+        strategy=strategy,
+    )
+    export(module, out / "weights")
+    return out / "weights"
+
+
+def export(module: Any, folder: Path) -> None:
+    """Write the averaged weights and how many images they have seen; the old folder is replaced as a whole."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    module.export(temporary)
+    (temporary / "training.json").write_text(json.dumps({"images_seen": int(module.images_seen)}) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def warm_start(module: Any, folder: Path) -> None:
+    """Start from weights that were exported before (the optimiser starts anew)."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    codec = AutoencoderTiny.from_pretrained(folder / "vae", local_files_only=True)
+    for target in (module.unet, module.averaged["unet"]):
+        target.load_state_dict(unet.state_dict())
+    for target in (module.text_encoder, module.averaged["text_encoder"]):
+        target.load_state_dict(text_encoder.state_dict())
+    module.codec.load_state_dict(codec.state_dict())
+    seen = folder / "training.json"
+    if seen.exists():
+        module.images_seen.fill_(json.loads(seen.read_text())["images_seen"])

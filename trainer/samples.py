@@ -1,0 +1,72 @@
+"""What the personalised model draws: the whole person from four sides, its normals, its head, and each asset alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modules.contracts import Subject
+from modules.diffusion.backbone import Backbone
+from modules.diffusion.personalization import Personalization
+from modules.diffusion.prompts import ImageKind, compose_prompt
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+
+def sample_prompts(subject: Subject, config: RunConfig) -> list[tuple[str, str]]:
+    """(title, prompt) of the fixed grid of samples of one subject."""
+    eight = config.backbone.view_vocabulary == "eight"
+
+    def scene(framing: str, kind: ImageKind) -> dict[str, str]:
+        if not config.backbone.scene_words:
+            return {}
+        words = {"framing": framing, "pose": "a-pose"}
+        return words | ({"background": "gray"} if kind == "rgb" else {})
+
+    grid = []
+    sides = ("front", "left", "back", "right") if eight else ("front", "side", "back")
+    for view in sides:
+        grid.append((view, compose_prompt(subject.gender, subject.assets, view=view, **scene("full body", "rgb"))))
+    for view in sides[:3:2]:
+        prompt = compose_prompt(subject.gender, subject.assets, kind="normal", view=view, **scene("full body", "normal"))
+        grid.append((f"{view}, normals", prompt))
+    grid.append(("head", compose_prompt(subject.gender, subject.assets, view="front", **scene("head", "rgb"))))
+    for asset in subject.assets:
+        prompt = compose_prompt(subject.gender, [asset], view="front", **scene("full body", "rgb"))
+        grid.append((f"only {asset.name}", prompt))
+    return grid
+
+
+@torch.no_grad()
+def write_samples(
+    folder: Path, backbone: Backbone, personalization: Personalization, subject: Subject, config: RunConfig
+) -> None:
+    """Draw the grid with the subject's own seed; writes samples.png (one row) and samples.json (titles and prompts)."""
+    grid = sample_prompts(subject, config)
+    rows = torch.full((len(grid),), subject.album, device=backbone.device)
+    with personalization.routing.rows(rows):
+        text = backbone.encode_text(backbone.tokenize([prompt for _, prompt in grid]).to(backbone.device))
+    null_row = rows[:1]
+    with personalization.routing.rows(null_row):
+        null = backbone.encode_text(backbone.tokenize([""]).to(backbone.device))
+    generator = torch.Generator().manual_seed(subject.seed)
+    with personalization.routing.rows(torch.cat([rows, rows])):
+        images = backbone.sample(text, null, num_steps=20, guidance_scale=3.0, generator=generator)
+    pixels = (images.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
+    Image.fromarray(np.concatenate(list(pixels), axis=1)).save(folder / "samples.png")
+    document = [{"title": title, "prompt": prompt} for title, prompt in grid]
+    (folder / "samples.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def read_samples(folder: Path) -> list[tuple[str, np.ndarray]]:
+    """(title, image (S, S, 3) uint8) of a folder written by `write_samples`."""
+    document = json.loads((folder / "samples.json").read_text())
+    row = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
+    images = np.split(row, len(document), axis=1)
+    return [(entry["title"], image) for entry, image in zip(document, images, strict=True)]
