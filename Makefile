@@ -6,7 +6,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := test
 .PHONY: demo test test-slow lint bench clean venv
 
-PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+# The first interpreter that runs and is of a supported version; a version manager's shim may be there and not run.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for name in python3 python3.11 python3.12; do $$name -c '$(FITS)' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-pyproject
@@ -16,18 +18,14 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# A virtual environment that came with a moved checkout has a dead interpreter: make it anew.
-ifneq ($(wildcard $(STAMP)),)
-ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null),1)
-$(shell rm -f $(STAMP))
-endif
-endif
+# The programs of a virtual environment name its path, so one that was made elsewhere, or whose interpreter is gone, is
+# made anew.
+ALIVE := grep -qs -- ' $(CURDIR)/$(VENV)$$' $(VENV)/pyvenv.cfg && $(BIN)/python -c 'import pip' 2>/dev/null
+$(shell { $(ALIVE); } || rm -f $(STAMP))
 
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed." >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "Python 3.11 or 3.12 is needed, found $$($(PYTHON) --version): make PYTHON=python3.12" >&2; exit 2; }
-	$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || { echo "Python 3.11 or 3.12 is needed: make PYTHON=..." >&2; exit 2; }
+	{ $(ALIVE); } || $(PYTHON) -m venv --clear "$(CURDIR)/$(VENV)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -27,7 +27,7 @@ from datamodules.album_description import (
     parse_description,
 )
 from datamodules.album_files import AlbumFolder, split_mask_name
-from datamodules.asset_names import canonical_asset, order_assets
+from datamodules.asset_names import PERSON, canonical_asset, order_assets
 from datamodules.images import PHOTO_SUFFIXES, decode_mask, decode_photo
 from modules.errors import UserError
 from modules.geometry.camera import ViewVocabulary
@@ -91,12 +91,14 @@ class SetAside(NamedTuple):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photo:
     """image: (H, W, 3) uint8 sRGB, upright, its longer side at most the working resolution. masks: asset name to (H, W)
-    bool, as they came (they may overlap). Words are None where unknown.
+    bool, as they came (they may overlap). person: (H, W) bool, the whole person with bare skin, from the mask
+    `<stem>_person.png`, or None. Words are None where unknown.
     """
 
     stem: str
     image: np.ndarray
     masks: dict[str, np.ndarray]
+    person: np.ndarray | None = None
     view: str | None = None
     framing: str | None = None
     pose: str | None = None
@@ -166,7 +168,8 @@ class _Reader:
             )
         self.hash.update(description.file_name.encode() + b"\0" + description.data)
         return Album(
-            name=self.files.root.name or "album",
+            # A folder's name may hold bytes that are not UTF-8; what is written out of it must be text.
+            name=self.files.root.name.encode("utf-8", "replace").decode() or "album",
             folder=self.folder,
             gender=description.gender,
             assets=assets,
@@ -199,7 +202,7 @@ class _Reader:
     def _photo_files(self) -> dict[str, Path]:
         """Stem (NFC) to file, in the order of names."""
         image_folder = self.folder / IMAGE_FOLDER
-        own_folder = image_folder.is_dir()
+        own_folder = os.path.isdir(image_folder)
         files: dict[str, Path] = {}
         for path in self.files.entries(image_folder if own_folder else self.folder):
             if path.suffix.lower() not in PHOTO_SUFFIXES:
@@ -222,7 +225,7 @@ class _Reader:
         """Stem to its (asset, mask file) pairs."""
         mask_folder = self.folder / MASK_FOLDER
         found: dict[str, list[tuple[str, Path]]] = {}
-        for path in self.files.entries(mask_folder) if mask_folder.is_dir() else []:
+        for path in self.files.entries(mask_folder) if os.path.isdir(mask_folder) else []:
             name = f"{MASK_FOLDER}/{path.name}"
             if path.suffix.lower() not in PHOTO_SUFFIXES:
                 self._refuse(name, f"is no image; masks are named {_LAYOUT}")
@@ -264,6 +267,7 @@ class _Reader:
             mask = self._mask(mask_path, path.name, size, decoded.pixels.shape[:2])
             if mask is not None:
                 found[asset] = mask | found[asset] if asset in found else mask
+        person = found.pop(PERSON, None)
         if not found:
             self._refuse(path.name, "none of its masks can be used")
             return None
@@ -271,6 +275,7 @@ class _Reader:
             stem=stem,
             image=decoded.pixels,
             masks={name: found[name] for name in order_assets(found)},
+            person=person,
             view=words.view,
             framing=words.framing,
             pose=words.pose,

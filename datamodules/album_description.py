@@ -107,7 +107,9 @@ def _table(path: Path, key: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f'{path}: "{key}" is {_kind(value)}, but an object with a name for each entry was expected')
+        raise UserError(
+            f"{path}: {_show(key)} is {_kind(value)}, but an object with a name for each entry was expected"
+        )
     return value
 
 

@@ -22,6 +22,8 @@ CANONICAL_ASSETS: tuple[str, ...] = (
     "cap",
 )
 GLASSES = "glasses"
+# Not an asset: the mask of the whole person, bare skin included.
+PERSON = "person"
 
 _ALIASES = {
     "hair": "haircut",

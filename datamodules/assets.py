@@ -21,8 +21,9 @@ from datamodules.atomic import write_bytes
 from datamodules.contact_sheet import contact_sheet
 from modules.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 _WORDS = ("views", "framings", "poses", "backgrounds")
+_BITS = ("valid", "masks", "person")
 _STRINGS = ("asset_names", "asset_words", "stems")
 
 
@@ -33,6 +34,7 @@ class PreparedAlbum:
     images: (N, R, R, 3) uint8 sRGB, photos scaled to fit, centred, and padded with the mean grey of their rim.
     valid: (N, R, R) bool, False on that padding, which losses must leave out.
     masks: (N, A, R, R) bool, disjoint in each photo, False on padding.
+    person: (N, R, R) bool, the whole person; the union of the masks where the album has no mask of it.
     asset_names, asset_words: A each. stems, views, framings, poses, backgrounds: N each; None is unknown.
     """
 
@@ -49,6 +51,7 @@ class PreparedAlbum:
     images: np.ndarray
     valid: np.ndarray
     masks: np.ndarray
+    person: np.ndarray
     set_aside: tuple[SetAside, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -59,6 +62,7 @@ class PreparedAlbum:
             "images": ((photos, side, side, 3), np.uint8),
             "valid": ((photos, side, side), np.bool_),
             "masks": ((photos, assets, side, side), np.bool_),
+            "person": ((photos, side, side), np.bool_),
         }
         for name, (shape, dtype) in expected.items():
             array = getattr(self, name)
@@ -189,10 +193,14 @@ def _prepare(album: Album) -> PreparedAlbum:
     images = np.empty((len(kept), side, side, 3), np.uint8)
     valid = np.empty((len(kept), side, side), bool)
     masks_nahw = np.empty((len(kept), len(assets), side, side), bool)
+    person = np.empty((len(kept), side, side), bool)
     for index, (photo, masks) in enumerate(kept):
         nothing = np.zeros(photo.image.shape[:2], bool)
         ordered = [masks.get(asset.name, nothing) for asset in assets]
-        images[index], valid[index], masks_nahw[index] = square(photo.image, ordered, side)
+        union = np.any(ordered, axis=0)
+        ordered.append(union if photo.person is None else union | photo.person)
+        images[index], valid[index], placed = square(photo.image, ordered, side)
+        masks_nahw[index], person[index] = placed[:-1], placed[-1]
     photos = [photo for photo, _ in kept]
     return PreparedAlbum(
         name=album.name,
@@ -208,6 +216,7 @@ def _prepare(album: Album) -> PreparedAlbum:
         images=images,
         valid=valid,
         masks=masks_nahw,
+        person=person,
         set_aside=tuple(set_aside),
         notes=album.notes,
     )
@@ -216,9 +225,8 @@ def _prepare(album: Album) -> PreparedAlbum:
 def save_assets(prepared: PreparedAlbum, folder: Path) -> None:
     """Write assets.npz (pixels), assets.png (a sheet to look at) and, last, assets.json (words)."""
     arrays = io.BytesIO()
-    np.savez_compressed(
-        arrays, images=prepared.images, valid=np.packbits(prepared.valid, -1), masks=np.packbits(prepared.masks, -1)
-    )
+    bits = {name: np.packbits(getattr(prepared, name), -1) for name in _BITS}
+    np.savez_compressed(arrays, images=prepared.images, **bits)
     write_bytes(folder / "assets.npz", arrays.getvalue())
     sheet = io.BytesIO()
     contact_sheet(prepared).save(sheet, "PNG")
@@ -243,15 +251,14 @@ def load_assets(folder: Path) -> PreparedAlbum:
         side = int(words["resolution"])
         with np.load(arrays_path, allow_pickle=False) as arrays:
             images = arrays["images"]
-            valid, masks = (np.unpackbits(arrays[key], -1, count=side).astype(bool) for key in ("valid", "masks"))
+            bits = {key: np.unpackbits(arrays[key], -1, count=side).astype(bool) for key in _BITS}
         return PreparedAlbum(
             name=words["name"],
             gender=words["gender"],
             content_hash=words["content_hash"],
             **{key: tuple(words[key]) for key in (*_STRINGS, *_WORDS, "notes")},
             images=images,
-            valid=valid,
-            masks=masks,
+            **bits,
             set_aside=tuple(SetAside(item["name"], item["reason"]) for item in words["set_aside"]),
         )
     except UserError:

@@ -20,7 +20,7 @@ from datamodules.prior_images import PriorImages, mirror_words
 from modules.contracts import BoothBatch, RowKind, Subject
 from modules.diffusion.prompts import AssetPhrase, compose_prompt
 from modules.diffusion.tokens import placeholder
-from modules.errors import AlbumFailed
+from modules.errors import AlbumFailed, UserError
 from modules.geometry.camera import ViewVocabulary
 from modules.puzzlebooth_config import PuzzleBoothConfig
 
@@ -178,6 +178,12 @@ class PuzzleBoothBatches:
         for index, row in enumerate(rows):
             for asset, mask in zip(row.chosen, row.asset_masks, strict=True):
                 position = (input_ids[index] == self.shape.first_placeholder_id + asset).nonzero()
+                if not len(position):
+                    # Captions of prior images may be cut; an album's token must not be.
+                    raise UserError(
+                        f"The prompt {row.prompt!r} is longer than the {input_ids.shape[1]} tokens that the model reads: use "
+                        "fewer or shorter asset words in album.json."
+                    )
                 columns[index, asset] = int(position[0, 0])
                 asset_masks[index, asset] = _shrink(mask, side)
         return {

@@ -40,18 +40,24 @@ class Terminated(SystemExit):
 def run(arguments: argparse.Namespace) -> int:
     """One album, all stages."""
     from trainer.config import load_config
-    from trainer.pipeline import run_album
 
     config = load_config(arguments.config, [*arguments.overrides, *_out_override(arguments)])
-    run_album(Path(arguments.album), config, name=arguments.name)
+    # Only now: a misspelt key shall not wait for Lightning and diffusers.
+    from trainer.pipeline import run_album
+
+    result = run_album(Path(arguments.album), config, name=arguments.name)
+    print(result.folder)
     return 0
 
 
 def studio(arguments: argparse.Namespace) -> int:
     """Synthetic people, their albums and their ground truth."""
-    from datamodules.studio.album_writer import run_studio
+    from datamodules.studio.album_writer import StudioConfig, run_studio
+    from trainer.config import config_to_dict, load_dataclass
 
-    run_studio(Path(arguments.out), arguments.overrides)
+    config = load_dataclass(StudioConfig, None, arguments.overrides)
+    for folder in run_studio(Path(arguments.out), **config_to_dict(config)):
+        print(folder)
     return 0
 
 

@@ -96,10 +96,9 @@ def build_scheduler() -> DDIMScheduler:
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="sample",
-        clip_sample=True,
-        clip_sample_range=1.0,
+        clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=0,
+        steps_offset=1,  # unused with trailing spacing, but stock pipelines insist on it
         timestep_spacing="trailing",
     )
 

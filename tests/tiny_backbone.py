@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from datamodules.asset_names import CANONICAL_ASSETS
 from modules.diffusion.backbone import Backbone, BackboneConfig
 from modules.diffusion.pixel_codec import build_pixel_codec
 from modules.diffusion.prompts import NEGATIVE_PROMPT, AssetPhrase, compose_prompt
@@ -22,9 +23,15 @@ def write_tiny_backbone(
 ) -> Path:
     """Write a tiny Stable-Diffusion-like model in diffusers layout: 32^2 images, latents 8^2 (codec) or 16^2 (KL)."""
     torch.manual_seed(0)
-    assets = [AssetPhrase(name=name, words="red") for name in ("face", "haircut", "t-shirt", "trousers", "shoes")]
-    caption = compose_prompt("woman", assets, view="front", framing="full body", pose="a-pose", background="gray")
-    tokenizer = train_tokenizer([caption, NEGATIVE_PROMPT] * 4, vocabulary_size=700, max_tokens=77)
+    words = "long-sleeved striped oval round short loose fitted ponytail"
+    assets = [AssetPhrase(name=name, words=words) for name in CANONICAL_ASSETS]
+    captions = [
+        compose_prompt(gender, assets, kind=kind, view=view, framing=framing, pose="a-pose", background="gray")
+        for gender in ("woman", "man", "person")
+        for kind in ("rgb", "normal")
+        for view, framing in (("front left", "full body"), ("back right", "upper body"), ("left", "head"))
+    ]
+    tokenizer = train_tokenizer([*captions, NEGATIVE_PROMPT] * 4, vocabulary_size=1000, max_tokens=77)
     if autoencoder == "codec":
         vae, channels, side = build_pixel_codec(decoder_channels=8, decoder_blocks=(0, 0, 0)), 48, 8
     else:
@@ -73,6 +80,7 @@ def write_tiny_backbone(
         prediction_type=prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing="trailing",
     )
     pipeline = StableDiffusionPipeline(

@@ -18,11 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from datamodules.album import AlbumConfig
+from modules.avatar_config import GeometryConfig, TextureConfig
 from modules.diffusion.backbone import BackboneConfig
 from modules.errors import UserError
-from modules.puzzlebooth import PuzzleBoothConfig
+from modules.puzzlebooth_config import PuzzleBoothConfig
 from trainer.artifacts import to_plain, write_text
 from trainer.evaluation import EvaluationConfig
+from trainer.export import ExportConfig
 from trainer.runtime import RuntimeConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -100,18 +102,26 @@ class RunConfig:
     Attributes:
         seed: of every random generator of the run.
         out: folder of the results; a run writes to out/<album's name>.
+        baselines: where there is ground truth, also make an avatar from the words alone, to compare with.
         backbone: which diffusion model.
         album: how an album is read.
         booth: personalisation.
+        geometry: the shape's distillation.
+        texture: the colours' distillation.
+        export: avatar.glb and the turntable.
         evaluation: metrics, where there is ground truth.
         runtime: device, precision, checkpoints, logging.
     """
 
     seed: int = 0
     out: str = "out"
+    baselines: bool = True
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     album: AlbumConfig = field(default_factory=AlbumConfig)
     booth: PuzzleBoothConfig = field(default_factory=PuzzleBoothConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    texture: TextureConfig = field(default_factory=TextureConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

@@ -86,10 +86,10 @@ class EvaluationConfig:
 def evaluate_avatar(avatar: TexturedMesh, truth: GroundTruth, config: EvaluationConfig | None = None) -> dict:
     """Compare an avatar with the truth.
 
-    Returns {"reference": {...}, "corrected": {...}} (one of them when the protocol says so), ready for JSON: finite floats, None
-    for a figure that has nothing to measure, and for LPIPS without weights {"absent": reason}. Keys of both: chamfer_cm,
-    p2s_cm, normal, psnr, ssim, lpips. Only corrected: normal_angle_deg, psnr_fg, ssim_fg, silhouette_iou, colour_error,
-    colour_error_assets ({asset: difference}).
+    Returns {"reference": {...}, "corrected": {...}}, or the one that the protocol asks for, ready for JSON: finite
+    floats, None for a figure that has nothing to measure, and for LPIPS without weights {"absent": reason}.
+    Keys of both: chamfer_cm, p2s_cm, normal, psnr, ssim, lpips. Only corrected: normal_angle_deg, psnr_fg, ssim_fg,
+    silhouette_iou, colour_error, colour_error_assets ({asset: difference}).
     """
     config = config or EvaluationConfig()
     for name, mesh in (("avatar", avatar), ("ground truth", truth.mesh)):

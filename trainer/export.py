@@ -92,9 +92,7 @@ def turntable_cameras(mesh: TexturedMesh, num_views: int, elevation_deg: float =
     size = high - low
     frame_height_m = max(size[1], float(np.hypot(size[0], size[2])), 1e-3) / _FILLED
     return [
-        orbit_camera(
-            360.0 * index / num_views, elevation_deg, target_m=(low + high) / 2, frame_height_m=frame_height_m
-        )
+        orbit_camera(360.0 * index / num_views, elevation_deg, target_m=(low + high) / 2, frame_height_m=frame_height_m)
         for index in range(num_views)
     ]
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ class Pack:
             first_placeholder_id=self.personalization.first_id,
             view_vocabulary=config.view_vocabulary,
             scene_words=config.scene_words,
-            tokenize=backbone.tokenize,
+            tokenize=partial(backbone.tokenize, truncate=True),
         )
 
     @property

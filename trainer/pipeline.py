@@ -212,10 +212,12 @@ def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
 
 
 def _report(run: AlbumRun, config: RunConfig, metrics: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    from trainer.config import config_to_dict
     from trainer.loggers import read_metrics
     from trainer.report import ReportContent, ReportPhoto, write_report
     from trainer.samples import read_samples
-    from trainer.yaml_text import config_yaml
 
     album = run.album
     photos = [
@@ -253,7 +255,7 @@ def _report(run: AlbumRun, config: RunConfig, metrics: dict[str, Any]) -> None:
         turntable_video=run.folder / "turntable.mp4",
         turntable_strip=_read_image(run.folder / "turntable.png"),
         metrics=metrics,
-        config_yaml=config_yaml(config),
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))),
         timings_s={
             name: manifest["timings"]["album_s"] for name, manifest in manifests.items() if manifest.get("timings")
         },

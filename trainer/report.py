@@ -51,8 +51,9 @@ class ReportPhoto:
 class ReportContent:
     """What a report shows; whatever is left empty is left out of the page.
 
-    state: "done", "failed" or any other word; reason: why it failed. set_aside: (photo, reason). samples: (caption, image).
-    losses: stage -> term -> [(step, value)]. turntable_video: an .mp4 file. turntable_strip: (H, W, 3) picture.
+    state: "done", "failed" or any other word; reason: why it failed. set_aside: (photo, reason).
+    samples: (caption, image). losses: stage -> term -> [(step, value)].
+    turntable_video: an .mp4 file. turntable_strip: (H, W, 3).
     metrics: row name -> what `evaluate_avatar` returned (the avatar, the template, ...). timings_s: stage -> seconds.
     """
 

@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 
 # The colours themselves live in report.css (light and dark); past their number the strokes are dashed.
 NUM_COLOURS = 8
-_WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 40
+_WIDTH, _HEIGHT = 640, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
 _MAX_POINTS = 360
 # Below this ratio of the largest to the smallest value a linear axis reads better.
 _LOG_FROM_RATIO = 20.0
@@ -80,10 +80,10 @@ def loss_chart(stage: str, terms: Mapping[str, Sequence[tuple[int, float]]]) -> 
     for tick in ticks:
         y = y_of(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{_short(tick)}</text>')
     for tick in _nice_ticks(first, last, 6):
         if first <= tick <= last and tick == round(tick):
-            place = f'x="{x_of(tick):.1f}" y="{_HEIGHT - _BOTTOM + 18}"'
+            place = f'x="{x_of(tick):.1f}" y="{_HEIGHT - _BOTTOM + 20}"'
             parts.append(f'<text class="tick" {place} text-anchor="middle">{tick:,.0f}</text>')
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_HEIGHT - _BOTTOM}" y2="{_HEIGHT - _BOTTOM}"/>'

@@ -28,19 +28,20 @@
 
   const VERTEX = `
     attribute vec3 position; attribute vec2 uv; attribute vec3 normal;
-    uniform mat4 view, projection; uniform vec3 low, size;
+    uniform mat4 view, projection; uniform vec3 low, size; uniform float line;
     varying vec2 v_uv; varying vec3 v_normal; varying vec3 v_point;
     void main() {
       vec4 point = view * vec4(low + position * size, 1.0);
       v_uv = uv; v_normal = mat3(view) * normal; v_point = point.xyz;
       gl_Position = projection * point;
+      gl_Position.z -= 0.002 * line * gl_Position.w;  // the wireframe lies a little in front of the surface
     }`;
   const FRAGMENT = `
     precision highp float;
     uniform sampler2D image; uniform float lit, textured, line;
     varying vec2 v_uv; varying vec3 v_normal; varying vec3 v_point;
     void main() {
-      if (line > 0.5) { gl_FragColor = vec4(0.10, 0.35, 0.75, 1.0); return; }
+      if (line > 0.5) { gl_FragColor = vec4(0.05, 0.14, 0.28, 1.0) * 0.55; return; }
       vec3 colour = mix(vec3(0.74, 0.73, 0.71), texture2D(image, v_uv).rgb, textured);
       vec3 n = normalize(v_normal);
       if (dot(n, v_point) > 0.0) n = -n;
@@ -48,7 +49,7 @@
       float key = max(dot(n, normalize(vec3(0.45, 0.65, 0.75))), 0.0);
       float fill = max(dot(n, normalize(vec3(-0.7, 0.1, 0.5))), 0.0);
       float sky = 0.5 + 0.5 * n.y;
-      float shade = 0.30 + 0.16 * sky + 0.55 * key + 0.14 * fill;
+      float shade = 0.44 + 0.16 * sky + 0.42 * key + 0.12 * fill;
       float gloss = 0.05 * pow(max(dot(reflect(-normalize(vec3(0.45, 0.65, 0.75)), n), eye), 0.0), 24.0);
       gl_FragColor = vec4(mix(colour, min(colour * shade + gloss, 1.0), lit), 1.0);
     }`;
@@ -69,21 +70,28 @@
     };
   };
   const edgesOf = (indices) => {
-    const lines = new Uint32Array(indices.length * 2);
-    for (let i = 0, j = 0; i < indices.length; i += 3) {
-      const [a, b, c] = [indices[i], indices[i + 1], indices[i + 2]];
-      lines.set([a, b, b, c, c, a], j);
-      j += 6;
+    // Each edge once, although two triangles share it: drawn twice it would look twice as dark.
+    const edges = new Set();
+    for (let i = 0; i < indices.length; i++) {
+      const a = indices[i], b = indices[i % 3 === 2 ? i - 2 : i + 1];
+      edges.add(Math.min(a, b) * about.vertices + Math.max(a, b));
+    }
+    const lines = new Uint32Array(2 * edges.size);
+    let j = 0;
+    for (const edge of edges) {
+      lines[j++] = Math.floor(edge / about.vertices);
+      lines[j++] = edge % about.vertices;
     }
     return lines;
   };
 
   // Orbit camera: angles in radians, distance and target in metres.
   const middle = [0, 1, 2].map((axis) => about.low[axis] + about.size[axis] / 2);
+  const radius = 0.51 * Math.hypot(...about.size);
   const FOV = 30 * Math.PI / 180;
   const options = { lit: true, textured: true, wire: false, turning: !matchMedia("(prefers-reduced-motion: reduce)").matches };
   const camera = {};
-  let dirty = true, visible = true, scene = null, lineBuffer = null;
+  let dirty = true, visible = true, scene = null, lineBuffer = null, numLineCorners = 0;
   const home = () => {
     const aspect = canvas.clientWidth / Math.max(canvas.clientHeight, 1);
     const extent = Math.max(about.size[1], Math.hypot(about.size[0], about.size[2]) / Math.max(aspect, 0.1));
@@ -104,7 +112,11 @@
     ]);
   };
   const projectionMatrix = (aspect) => {
-    const f = 1 / Math.tan(FOV / 2), near = Math.max(camera.distance / 200, 0.01), far = camera.distance + 10;
+    const f = 1 / Math.tan(FOV / 2);
+    // As tight around the mesh as can be: depth precision is what keeps wireframe and surface apart.
+    const { back } = axes();
+    const gap = dot(back, camera.target.map((value, i) => value + camera.distance * back[i] - middle[i]));
+    const near = Math.max(gap - radius, 0.01), far = Math.max(gap + radius, near + 0.1);
     return new Float32Array([f / aspect, 0, 0, 0, 0, f, 0, 0, 0, 0, (far + near) / (near - far), -1, 0, 0, 2 * far * near / (near - far), 0]);
   };
   const orbit = (dx, dy) => {
@@ -168,8 +180,6 @@
     // No mipmaps: coarse levels would bleed the atlas' padding over the seams.
     gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR);
     gl.enable(gl.DEPTH_TEST);
-    gl.enable(gl.POLYGON_OFFSET_FILL);
-    gl.polygonOffset(1, 1);
     const place = {};
     for (const name of ["view", "projection", "low", "size", "lit", "textured", "line"]) place[name] = gl.getUniformLocation(program, name);
     gl.uniform3fv(place.low, about.low);
@@ -194,10 +204,17 @@
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, triangles);
     gl.drawElements(gl.TRIANGLES, mesh.indices.length, gl.UNSIGNED_INT, 0);
     if (options.wire) {
-      if (!lineBuffer) lineBuffer = buffer(gl.ELEMENT_ARRAY_BUFFER, edgesOf(mesh.indices));
+      if (!lineBuffer) {
+        const lines = edgesOf(mesh.indices);
+        lineBuffer = buffer(gl.ELEMENT_ARRAY_BUFFER, lines);
+        numLineCorners = lines.length;
+      }
       gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, lineBuffer);
       gl.uniform1f(place.line, 1);
-      gl.drawElements(gl.LINES, mesh.indices.length * 2, gl.UNSIGNED_INT, 0);
+      gl.enable(gl.BLEND);
+      gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+      gl.drawElements(gl.LINES, numLineCorners, gl.UNSIGNED_INT, 0);
+      gl.disable(gl.BLEND);
     }
   };
   let before = 0;

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from datamodules.asset_names import PERSON
 from datamodules.studio.baking import bake_textures, ground_truth_mesh
 from datamodules.studio.person import HELD_OUT_SEED, Person, PersonSpec, build_person, phrases, sample_person
 from datamodules.studio.photographer import Light, sample_background, take_picture
@@ -92,9 +93,7 @@ def take_photos(person: Person, *, seed: int, num_photos: int, resolution: int) 
         posed = person.posed(sample_pose(rng, word, skirt=person.has_skirt))
         camera = sample_camera(rng, framing, person.landmarks(posed), azimuth_deg=(azimuth, azimuth))
         background, background_word = sample_background(rng, resolution, plain=rng.random() < 0.3)
-        light = Light(
-            direction=(rng.normal(0, 0.6), rng.normal(0.3, 0.5), 1.0), ambient=float(rng.uniform(0.6, 0.88))
-        )
+        light = Light(direction=(rng.normal(0, 0.6), rng.normal(0.3, 0.5), 1.0), ambient=float(rng.uniform(0.6, 0.88)))
         picture = take_picture(person, posed, camera, resolution=resolution, light=light, background=background)
         rgb, label = picture.rgb, picture.label
         if rng.random() < 0.15:
@@ -137,7 +136,7 @@ def write_album(
 ) -> Path:
     """Write the album of one person, with ground truth; `spec` replaces the person of that seed.
 
-    An asset is listed when at least one photo shows it on 0.15 % of its pixels. The folder appears when it is complete,
+    Each photo gets a mask of the whole person as well. An asset is listed when at least one photo shows it on 0.15 % of its pixels. The folder appears when it is complete,
     and replaces what was there.
     """
     person = build_person(spec or sample_person(seed))
@@ -151,6 +150,8 @@ def write_album(
         stem = f"photo_{index:02d}"
         photos[stem] = photo.words
         _write_image(temporary / "image" / f"{stem}.jpg", photo.rgb, format="JPEG", quality=_JPEG_QUALITY)
+        whole = photo.label != NO_PERSON
+        _write_image(temporary / "mask" / f"{stem}_{PERSON}.png", whole.astype(np.uint8) * 255, format="PNG")
         for name in person.label_names():
             mask = photo.label == LABEL_INDEX[name]
             if mask.mean() >= _MIN_MASK_FRACTION:
@@ -185,7 +186,7 @@ def run_studio(
     resolution: int = StudioConfig.resolution,
     num_workers: int = StudioConfig.num_workers,
 ) -> list[Path]:
-    """Write `out/person_<seed>/` for the people first_seed, first_seed + 1, ...; albums that are there stay. The verb `studio`.
+    """Write `out/person_<seed>/` for the people first_seed, first_seed + 1, ...; albums that are there stay.
 
     The settings are those of StudioConfig; the result does not depend on num_workers. Returns the albums' folders.
     """

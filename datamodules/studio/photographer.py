@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
-from datamodules.studio.materials import corner_arm, surface_point
+from datamodules.studio.materials import SUPERSAMPLING, shade_fragments
 from datamodules.studio.person import Person
 from datamodules.studio.surface import vertex_normals
-from datamodules.studio.vocabulary import NO_PERSON
 from modules.geometry.camera import Camera
 from modules.rendering.zbuffer import clip_to_pixels, visible_triangles
 
-SUPERSAMPLING = 2
 PLAIN_LEVELS = {"white": 0.93, "gray": 0.5, "black": 0.07}
 
 
@@ -39,64 +35,13 @@ FLAT_LIGHT = Light()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
-    """rgb, normal: (R, R, 3) uint8, row 0 on top. label: (R, R) uint8 index into LABELS, NO_PERSON for the background."""
+    """rgb, normal: (R, R, 3) uint8, row 0 on top. label: (R, R) uint8 index into LABELS, NO_PERSON for the
+    background.
+    """
 
     rgb: np.ndarray
     normal: np.ndarray
     label: np.ndarray
-
-
-@numba.njit(cache=True, fastmath=True, nogil=True)
-def _shade(
-    face_index, barycentric, faces, owner, canonical, arm, head, normals, layers, colors, skin, brow,
-    rotation, light, ambient, background, rgb, normal_map, label_map,
-):  # fmt: skip  # pragma: no cover - compiled
-    size = face_index.shape[0]
-    rgb[:] = 0
-    normal_map[:] = 0
-    share = 1.0 / (SUPERSAMPLING * SUPERSAMPLING)
-    for row in range(size):
-        i = row // SUPERSAMPLING
-        for column in range(size):
-            j = column // SUPERSAMPLING
-            takes_label = row % SUPERSAMPLING == 1 and column % SUPERSAMPLING == 1
-            face = face_index[row, column]
-            if face < 0:
-                for k in range(3):
-                    rgb[i, j, k] += background[i, j, k] * share
-                    normal_map[i, j, k] += 0.5 * share
-                if takes_label:
-                    label_map[i, j] = NO_PERSON
-                continue
-            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-            w0, w1 = barycentric[row, column, 0], barycentric[row, column, 1]
-            w2 = 1.0 - w0 - w1
-            x = canonical[a, 0] * w0 + canonical[b, 0] * w1 + canonical[c, 0] * w2
-            y = canonical[a, 1] * w0 + canonical[b, 1] * w1 + canonical[c, 1] * w2
-            z = canonical[a, 2] * w0 + canonical[b, 2] * w1 + canonical[c, 2] * w2
-            along = corner_arm(arm[a], arm[b], arm[c], w0, w1, w2)
-            top = head[a] * w0 + head[b] * w1 + head[c] * w2
-            label, red, green, blue = surface_point(owner[face], x, y, z, along, top, layers, colors, skin, brow)
-            nx = normals[a, 0] * w0 + normals[b, 0] * w1 + normals[c, 0] * w2
-            ny = normals[a, 1] * w0 + normals[b, 1] * w1 + normals[c, 1] * w2
-            nz = normals[a, 2] * w0 + normals[b, 2] * w1 + normals[c, 2] * w2
-            vx = rotation[0, 0] * nx + rotation[0, 1] * ny + rotation[0, 2] * nz
-            vy = rotation[1, 0] * nx + rotation[1, 1] * ny + rotation[1, 2] * nz
-            vz = rotation[2, 0] * nx + rotation[2, 1] * ny + rotation[2, 2] * nz
-            inverse = 1.0 / (math.sqrt(vx * vx + vy * vy + vz * vz) + 1e-9)
-            # Open cloth is seen from both sides.
-            if vz < 0 and owner[face] >= 0:
-                inverse = -inverse
-            vx, vy, vz = vx * inverse, vy * inverse, vz * inverse
-            lit = ambient + (1 - ambient) * max(0.0, vx * light[0] + vy * light[1] + vz * light[2])
-            rgb[i, j, 0] += min(red * lit, 1.0) * share
-            rgb[i, j, 1] += min(green * lit, 1.0) * share
-            rgb[i, j, 2] += min(blue * lit, 1.0) * share
-            normal_map[i, j, 0] += (vx * 0.5 + 0.5) * share
-            normal_map[i, j, 1] += (vy * 0.5 + 0.5) * share
-            normal_map[i, j, 2] += (vz * 0.5 + 0.5) * share
-            if takes_label:
-                label_map[i, j] = label
 
 
 def take_picture(
@@ -119,7 +64,7 @@ def take_picture(
     rgb = np.empty((resolution, resolution, 3), np.float32)
     normal_map = np.empty((resolution, resolution, 3), np.float32)
     label_map = np.empty((resolution, resolution), np.uint8)
-    _shade(
+    shade_fragments(
         face_index, barycentric, person.faces, person.owner, person.canonical, person.arm, person.head, normals,
         person.layers, person.colors, person.skin, person.brow, camera.rotation,
         direction / (np.linalg.norm(direction) + 1e-9), light.ambient, np.ascontiguousarray(background, np.float32),

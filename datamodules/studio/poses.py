@@ -36,7 +36,8 @@ def sample_pose(rng: np.random.Generator, word: str, *, skirt: bool = False) -> 
             case "arms raised":
                 raised, swung, bent = lift, rng.uniform(-5, 20), rng.uniform(0, 30)
             case _:
-                raised, swung, bent = rng.uniform(-40, 55), rng.uniform(-20, 70), rng.uniform(0, 90) * (rng.random() < 0.7)
+                raised, swung = rng.uniform(-40, 55), rng.uniform(-20, 70)
+                bent = rng.uniform(0, 90) * (rng.random() < 0.7)
         rotations[f"shoulder_{side}"] = axis_rotation(0, -swung) @ axis_rotation(2, sign * raised)
         rotations[f"collar_{side}"] = axis_rotation(2, sign * 0.15 * max(raised, 0))
         rotations[f"elbow_{side}"] = axis_rotation(0, -bent)

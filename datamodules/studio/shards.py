@@ -50,7 +50,9 @@ def assets_in_frame(person: Person, posed: np.ndarray, camera: Camera, picture: 
 def photograph_for_prior(
     seed: int, *, resolution: int, num_images: int
 ) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-    """All images of one person: rgb and normal (R, R, 3) uint8 and the meta entry. Depends on nothing but the arguments."""
+    """All images of one person: rgb and normal (R, R, 3) uint8 and the meta entry. Depends on nothing but the
+    arguments.
+    """
     rng = np.random.default_rng([seed, 29])
     person = build_person(sample_person(seed))
     standing_normals = vertex_normals(person.vertices, person.faces)
@@ -63,7 +65,9 @@ def photograph_for_prior(
         normals = standing_normals if a_pose else vertex_normals(posed, person.faces)
         framing: Framing = list(FRAMING_ODDS)[int(rng.choice(len(FRAMING_ODDS), p=list(FRAMING_ODDS.values())))]
         camera = sample_camera(rng, framing, person.landmarks(posed))
-        background, background_word = sample_background(rng, resolution, plain=rng.random() < (0.88 if a_pose else 0.45))
+        background, background_word = sample_background(
+            rng, resolution, plain=rng.random() < (0.88 if a_pose else 0.45)
+        )
         light = FLAT_LIGHT
         if not a_pose or rng.random() < 0.5:
             spread = 0.35 if a_pose else 0.6
@@ -99,9 +103,7 @@ def _write_shard(first_seed: int, *, out: Path, num_people: int, resolution: int
 
 
 def _write_job(job: tuple[int, int], *, out: Path, resolution: int, images_per_person: int) -> Path:
-    return _write_shard(
-        job[0], out=out, num_people=job[1], resolution=resolution, images_per_person=images_per_person
-    )
+    return _write_shard(job[0], out=out, num_people=job[1], resolution=resolution, images_per_person=images_per_person)
 
 
 def write_prior_shards(
@@ -116,9 +118,9 @@ def write_prior_shards(
 ) -> list[Path]:
     """Write `out/people_<first seed>.npz` for the people `seed`, `seed + 1`, ...; existing shards are kept.
 
-    Each shard holds rgb and normal (N, R, R, 3) uint8 and meta (N,) JSON strings {"gender", "assets": [{"name", "words",
-    "visible"}], "view", "framing", "pose", "background"}; "visible" is the asset's share of the pixels (a face seen from
-    behind is in the frame with 0). The bytes depend on the seed only, not on `num_workers`.
+    Each shard holds rgb and normal (N, R, R, 3) uint8 and meta (N,) JSON strings {"gender", "assets": [{"name",
+    "words", "visible"}], "view", "framing", "pose", "background"}; "visible" is the asset's share of the pixels (a
+    face seen from behind is in the frame with 0). The bytes depend on the seed only, not on `num_workers`.
     Raises ValueError for held-out seeds.
     """
     if seed < 0 or seed + num_people > HELD_OUT_SEED:

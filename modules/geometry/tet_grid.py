@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from modules.geometry.winding import signed_distance
@@ -67,7 +68,13 @@ class TetGrid:
         vertices = np.asarray(vertices, np.float64)
         margin = config.outer_m + config.spacing_m
         points, tets = _lattice(vertices.min(0) - margin, vertices.max(0) + margin, config.spacing_m)
-        sdf = signed_distance(points, vertices, faces)
+        # Most of the box is far away: distances are only worked out where a triangle can be within reach.
+        centers = vertices[faces].mean(1)
+        extent = np.linalg.norm(vertices[faces] - centers[:, None], axis=2).max()
+        reach = max(config.outer_m, -config.inner_m) + extent + config.spacing_m
+        near = np.isfinite(cKDTree(centers).query(points, distance_upper_bound=reach)[0])
+        sdf = np.full(len(points), np.inf)
+        sdf[near] = signed_distance(points[near], vertices, faces)
         inside_band = (sdf >= config.inner_m) & (sdf <= config.outer_m)
         kept = inside_band[tets].all(1)
         border = np.zeros(len(points), bool)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from datamodules.album import AlbumConfig, read_album, resize_mask
 from datamodules.album_files import AlbumFolder, split_mask_name
+from datamodules.assets import prepare_assets
 from modules.errors import UserError
 
 
@@ -207,6 +208,12 @@ def test_photos_beyond_the_maximum_are_set_aside(write_album) -> None:
     album = read_album(write_album(("a", "b", "c")), AlbumConfig(max_photos=2))
     assert len(album.photos) == 2
     assert "album.max_photos" in reasons(album)["c.png"]
+
+
+def test_a_folder_whose_name_is_not_text_is_prepared_all_the_same(write_album, tmp_path: Path) -> None:
+    folder = write_album().rename(tmp_path / os.fsdecode(b"an\xffna"))
+    prepared = prepare_assets(read_album(folder), tmp_path / "out")
+    assert prepared.name == "an?na"
 
 
 def test_unprintable_names_are_refused(write_album) -> None:

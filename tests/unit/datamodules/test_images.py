@@ -204,7 +204,7 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes, words: str) -> N
 def test_truncated_files_are_refused(kind: str, part: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
     data = encode(noise, kind)
-    with pytest.raises(ImageError, match="damaged|broken header|not a JPEG"):
+    with pytest.raises(ImageError, match=r"damaged|broken header|not a JPEG"):
         decode(data[: int(len(data) * part)])
 
 

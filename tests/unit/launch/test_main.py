@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from launch import __main__ as command_line
 from modules.errors import AlbumFailed, UserError
@@ -175,3 +178,51 @@ def test_environment_is_set_before_libraries_load_and_the_users_settings_stay(mo
     assert command_line.main(["check"]) == 0
     assert seen["OMP_WAIT_POLICY"] == "passive"
     assert seen["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "no_such_album"], "no_such_album"),
+        (["run", "no_such_album", "--config", "no_such_config"], "No configuration 'no_such_config'"),
+        (["run", "no_such_album", "boot.x=1"], "Did you mean 'booth'?"),
+        (["run", "no_such_album", "--out", ""], "no_such_album"),
+        (["studio", "num_people=0"], "num_people"),
+        (["studio", "num_peple=1"], "Did you mean 'num_people'?"),
+        (["pretrain", "num_peple=1"], "Did you mean 'num_people'?"),
+        (["evaluate", "no_such.glb", "no_such_album"], "no_such_album"),
+    ],
+)
+def test_mistakes_of_every_verb(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(words) == 2
+    text = capsys.readouterr().err
+    assert line in text
+    assert text.count("\n") == 1
+
+
+def test_check_succeeds_here(capsys):
+    assert command_line.main(["check"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_evaluate_prints_the_metrics_of_an_avatar(tmp_path, capsys):
+    """An avatar equal to its ground truth has no distance to it."""
+    from modules.geometry.mesh import TexturedMesh, save_textured_mesh
+
+    corners = np.array([[0, 0, 0], [0.4, 0, 0], [0, 1.7, 0], [0, 0, 0.4]], dtype=np.float32)
+    mesh = TexturedMesh(
+        vertices=corners,
+        faces=np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], dtype=np.int32),
+        uv=np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.float32),
+        texture=np.full((8, 8, 3), 128, dtype=np.uint8),
+    )
+    truth = tmp_path / "album" / "ground_truth"
+    truth.mkdir(parents=True)
+    save_textured_mesh(truth / "avatar.glb", mesh)
+    Image.fromarray(np.ones((8, 8), dtype=np.uint8)).save(truth / "labels.png")
+    (truth / "labels.json").write_text('{"assets": ["skin", "dress"]}')
+    words = ["evaluate", str(truth / "avatar.glb"), str(tmp_path / "album"), "num_samples=500", "resolution=64"]
+    assert command_line.main(words) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["corrected"]["chamfer_cm"] == pytest.approx(0, abs=1e-3)

@@ -92,7 +92,9 @@ def test_index_width_follows_the_number_of_vertices(num_vertices: int, component
 
 def test_normals_are_unit_vectors_even_for_loose_vertices(mesh: TexturedMesh) -> None:
     loose = dataclasses.replace(
-        mesh, vertices=np.concatenate([mesh.vertices, [[0, 0, 0]]]).astype(np.float32), uv=np.pad(mesh.uv, ((0, 1), (0, 0)))
+        mesh,
+        vertices=np.concatenate([mesh.vertices, [[0, 0, 0]]]).astype(np.float32),
+        uv=np.pad(mesh.uv, ((0, 1), (0, 0))),
     )
     document, binary = glb_parts(encode_glb(loose))
     view = document["bufferViews"][document["accessors"][1]["bufferView"]]
@@ -109,7 +111,10 @@ validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
 
 def _has_validator() -> bool:
     node = shutil.which("node")
-    return node is not None and not subprocess.run([node, "-e", "require('gltf-validator')"], capture_output=True).returncode
+    return (
+        node is not None
+        and not subprocess.run([node, "-e", "require('gltf-validator')"], capture_output=True).returncode
+    )
 
 
 @pytest.mark.skipif(not _has_validator(), reason="needs node and npm's gltf-validator (found through NODE_PATH)")
@@ -155,7 +160,7 @@ def test_textures_above_the_limit_are_scaled_down(mesh: TexturedMesh, tmp_path: 
     assert (texture == 77).all()
 
 
-@pytest.mark.parametrize("scale", [(1, 1, 1), (8, 1, 1), (1, 1, 8), (0.2, 3, 0.2)])
+@pytest.mark.parametrize("scale", [(1, 1, 1), (8, 1, 1), (1, 1, 8), (0.6, 1.5, 0.6)])
 def test_the_whole_body_is_in_every_frame(mesh: TexturedMesh, scale: tuple[float, float, float]) -> None:
     scaled = dataclasses.replace(mesh, vertices=(mesh.vertices * scale).astype(np.float32))
     config = dataclasses.replace(SMALL, background=0.0)
@@ -179,15 +184,20 @@ def test_the_turn_starts_in_front_and_goes_to_the_left_hand(mesh: TexturedMesh) 
         ({"vertices": np.zeros((0, 3), np.float32), "uv": np.zeros((0, 2), np.float32)}, "0 vertices"),
         ({"faces": np.array([[0, 1, 99_999]], np.int32)}, "99999"),
         ({"faces": np.array([[0, 1, -1]], np.int32)}, "-1"),
-        ({"vertices": "nan"}, "NaN"),
     ],
 )
 def test_a_broken_mesh_fails_its_album(mesh: TexturedMesh, tmp_path: Path, change: dict, words: str) -> None:
-    if change.get("vertices") == "nan" if isinstance(change.get("vertices"), str) else False:
-        change = {"vertices": np.where(mesh.vertices > 1, np.nan, mesh.vertices)}
     with pytest.raises(AlbumFailed, match=words):
         export_avatar(dataclasses.replace(mesh, **change), tmp_path / "export", SMALL)
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("field", ["vertices", "uv"])
+def test_numbers_that_are_not_finite_fail_the_album(mesh: TexturedMesh, tmp_path: Path, field: str) -> None:
+    values = getattr(mesh, field).copy()
+    values[3, 1] = np.nan
+    with pytest.raises(AlbumFailed, match="NaN"):
+        export_avatar(dataclasses.replace(mesh, **{field: values}), tmp_path, SMALL)
 
 
 def test_a_folder_that_cannot_be_made_is_a_users_error(mesh: TexturedMesh, tmp_path: Path) -> None:
@@ -203,7 +213,6 @@ def test_an_encoder_that_fails_is_a_users_error_and_leaves_nothing(
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(broken))
-    imageio_ffmpeg.get_ffmpeg_exe.cache_clear() if hasattr(imageio_ffmpeg.get_ffmpeg_exe, "cache_clear") else None
     with pytest.raises(UserError, match="ffmpeg"):
         export_avatar(mesh, tmp_path / "export", SMALL)
     assert [path.name for path in (tmp_path / "export").iterdir()] == ["avatar.glb"]

@@ -262,7 +262,7 @@ def test_degenerate_curves_stay_inside_the_drawing(points):
     numbers = [float(x) for x in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([^"]+)"', svg)]
     assert all(np.isfinite(numbers))
     assert min(numbers) >= 0
-    assert max(numbers) <= 720
+    assert max(numbers) <= 640
 
 
 def test_files_of_the_page_hold_no_address():
