@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -202,3 +202,14 @@ class PriorModule(lightning.LightningModule):
         """Write the averaged weights as fp16 safetensors in diffusers layout."""
         pipeline = copy.deepcopy(self.pipeline()).to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def load_exported(self, folder: Path) -> None:
+        """Start from weights that `export` wrote; the optimiser starts anew."""
+        local = {"local_files_only": True}
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", **local).state_dict()
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **local).state_dict()
+        for target in (self.unet, self.averaged["unet"]):
+            target.load_state_dict(unet)
+        for target in (self.text_encoder, self.averaged["text_encoder"]):
+            target.load_state_dict(text_encoder)
+        self.codec.load_state_dict(AutoencoderTiny.from_pretrained(folder / "vae", **local).state_dict())

@@ -89,23 +89,30 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     ensure_shards(out / "shards", config)
     images = PriorImages(out / "shards")
-    tokenizer_folder = out / "tokenizer"
-    if not (tokenizer_folder / "tokenizer_config.json").exists():
-        train_tokenizer(images.captions(20_000, seed=0)).save_pretrained(tokenizer_folder)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    torch.manual_seed(config.seed)
-    module = PriorModule(
-        PriorConfig(
-            resolution=config.resolution,
-            num_images=config.num_images,
-            cooldown_images=config.cooldown_images,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-        ),
-        tokenizer,
+    prior = PriorConfig(
+        resolution=config.resolution,
+        num_images=config.num_images,
+        cooldown_images=config.cooldown_images,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
     )
     if config.warm_start:
-        warm_start(module, Path(config.warm_start))
+        tokenizer = load_tokenizer(Path(config.warm_start) / "tokenizer")
+    else:
+        tokenizer_folder = out / "tokenizer"
+        if not (tokenizer_folder / "tokenizer_config.json").exists():
+            captions = images.captions(20_000, seed=0)
+            train_tokenizer(
+                captions, vocabulary_size=prior.vocabulary_size, max_tokens=prior.max_tokens
+            ).save_pretrained(tokenizer_folder)
+        tokenizer = load_tokenizer(tokenizer_folder)
+    torch.manual_seed(config.seed)
+    module = PriorModule(prior, tokenizer)
+    if config.warm_start:
+        module.load_exported(Path(config.warm_start))
+        seen = Path(config.warm_start) / "training.json"
+        if seen.exists():
+            module.images_seen.fill_(json.loads(seen.read_text())["images_seen"])
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -162,20 +169,3 @@ def export(module: Any, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
-
-def warm_start(module: Any, folder: Path) -> None:
-    """Start from weights that were exported before (the optimiser starts anew)."""
-    from diffusers import AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
-    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-    codec = AutoencoderTiny.from_pretrained(folder / "vae", local_files_only=True)
-    for target in (module.unet, module.averaged["unet"]):
-        target.load_state_dict(unet.state_dict())
-    for target in (module.text_encoder, module.averaged["text_encoder"]):
-        target.load_state_dict(text_encoder.state_dict())
-    module.codec.load_state_dict(codec.state_dict())
-    seen = folder / "training.json"
-    if seen.exists():
-        module.images_seen.fill_(json.loads(seen.read_text())["images_seen"])

@@ -136,8 +136,8 @@ def write_album(
 ) -> Path:
     """Write the album of one person, with ground truth; `spec` replaces the person of that seed.
 
-    Each photo gets a mask of the whole person as well. An asset is listed when at least one photo shows it on 0.15 % of its pixels. The folder appears when it is complete,
-    and replaces what was there.
+    Each photo gets a mask of the whole person as well. An asset is listed when at least one photo shows it on 0.15 % of
+    its pixels. The folder appears when it is complete, and replaces what was there.
     """
     person = build_person(spec or sample_person(seed))
     temporary = folder.with_name(f".{folder.name}.writing")

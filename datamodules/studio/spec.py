@@ -66,7 +66,7 @@ class PersonSpec:
 
 def _jittered(rng: np.random.Generator, rgb: tuple[int, int, int], spread: float = 7.0) -> tuple[float, float, float]:
     # Greys stay grey: their channels move together.
-    hue_spread = spread * (0.25 + 0.75 * min((max(rgb) - min(rgb)) / 60, 1.0))
+    hue_spread = spread * (0.25 + 0.75 * min((max(rgb) - min(rgb)) / 120, 1.0))
     moved = np.array(rgb) + rng.normal(0, spread) + rng.normal(0, hue_spread, 3)
     r, g, b = (np.clip(moved, 4, 251) / 255).round(4).tolist()
     return r, g, b

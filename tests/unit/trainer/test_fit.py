@@ -166,9 +166,15 @@ def test_workers_give_the_batches_in_order():
     assert [torch.equal(batch, batch_at(step)) for step, batch in enumerate(loader, start=3)] == [True] * 5
 
 
-def test_deterministic_switch_is_given_back(tmp_path):
-    trained(tmp_path, 1)
-    assert not torch.are_deterministic_algorithms_enabled()
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_switch_is_given_back(tmp_path, before):
+    outer = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before)
+    try:
+        trained(tmp_path, 1)
+        assert torch.are_deterministic_algorithms_enabled() is before
+    finally:
+        torch.use_deterministic_algorithms(outer)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
