@@ -49,7 +49,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks -m '' --capture=no || test $$? -eq 5
+	$(BIN)/python -m launch bench
 
 clean:
 	rm -rf .coverage .coverage.* coverage.xml build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

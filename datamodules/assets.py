@@ -225,8 +225,8 @@ def _prepare(album: Album) -> PreparedAlbum:
 def save_assets(prepared: PreparedAlbum, folder: Path) -> None:
     """Write assets.npz (pixels), assets.png (a sheet to look at) and, last, assets.json (words)."""
     arrays = io.BytesIO()
-    bits = {name: np.packbits(getattr(prepared, name), -1) for name in _BITS}
-    np.savez_compressed(arrays, images=prepared.images, **bits)
+    named: dict[str, Any] = {name: np.packbits(getattr(prepared, name), -1) for name in _BITS}
+    np.savez_compressed(arrays, images=prepared.images, **named)
     write_bytes(folder / "assets.npz", arrays.getvalue())
     sheet = io.BytesIO()
     contact_sheet(prepared).save(sheet, "PNG")
@@ -251,14 +251,14 @@ def load_assets(folder: Path) -> PreparedAlbum:
         side = int(words["resolution"])
         with np.load(arrays_path, allow_pickle=False) as arrays:
             images = arrays["images"]
-            bits = {key: np.unpackbits(arrays[key], -1, count=side).astype(bool) for key in _BITS}
+            fields: dict[str, Any] = {key: np.unpackbits(arrays[key], -1, count=side).astype(bool) for key in _BITS}
+        fields |= {key: tuple(words[key]) for key in (*_STRINGS, *_WORDS, "notes")}
         return PreparedAlbum(
             name=words["name"],
             gender=words["gender"],
             content_hash=words["content_hash"],
-            **{key: tuple(words[key]) for key in (*_STRINGS, *_WORDS, "notes")},
             images=images,
-            **bits,
+            **fields,
             set_aside=tuple(SetAside(item["name"], item["reason"]) for item in words["set_aside"]),
         )
     except UserError:

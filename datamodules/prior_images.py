@@ -71,7 +71,7 @@ def describe(meta: dict, rng: np.random.Generator, config: CaptionConfig, kind: 
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Spoil an image (H, W, 3) uint8: blur, shuffled blocks, noise or a colour cast. It becomes the negative prompt's class."""
+    """Spoil an image (H, W, 3) uint8 by blur, shuffled blocks, noise or a colour cast: the negative prompt's class."""
     height, width = image.shape[:2]
     match int(rng.integers(4)):
         case 0:

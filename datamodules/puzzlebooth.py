@@ -1,7 +1,7 @@
 """PuzzleBooth's batches: union sampling of assets from each album, and prior images, for a pack of K albums.
 
-A batch is a pure function of (seed, album, step): no album sees another's random numbers, and a run that was killed goes on
-with the very batch it would have had.
+A batch is a pure function of (seed, album, step): no album sees another's random numbers, and a run that was killed
+goes on with the very batch it would have had.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.assets import PreparedAlbum
 from datamodules.prior_images import PriorImages, mirror_words
 from modules.contracts import BoothBatch, RowKind, Subject
-from modules.diffusion.prompts import AssetPhrase, compose_prompt
+from modules.diffusion.prompts import AssetPhrase, Scene, compose_prompt
 from modules.diffusion.tokens import placeholder
 from modules.errors import AlbumFailed, UserError
 from modules.geometry.camera import ViewVocabulary
@@ -138,7 +138,7 @@ class UnionSampler:
             view = mirror_words(view)
         if self.shape.view_vocabulary == "four" and view is not None:
             view = _COARSE_VIEWS.get(view, view)
-        scene = (
+        scene: Scene = (
             {"framing": album.framings[index], "pose": album.poses[index], "background": background}
             if self.shape.scene_words
             else {}
@@ -181,8 +181,8 @@ class PuzzleBoothBatches:
                 if not len(position):
                     # Captions of prior images may be cut; an album's token must not be.
                     raise UserError(
-                        f"The prompt {row.prompt!r} is longer than the {input_ids.shape[1]} tokens that the model reads: use "
-                        "fewer or shorter asset words in album.json."
+                        f"The prompt {row.prompt!r} is longer than the model's {input_ids.shape[1]} tokens: "
+                        "use fewer or shorter asset words in album.json."
                     )
                 columns[index, asset] = int(position[0, 0])
                 asset_masks[index, asset] = _shrink(mask, side)

@@ -42,20 +42,27 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.config import load_config
 
     config = load_config(arguments.config, [*arguments.overrides, *_out_override(arguments)])
+    album = _folder(arguments.album)
     # Only now: a misspelt key shall not wait for Lightning and diffusers.
     from trainer.pipeline import run_album
 
-    result = run_album(Path(arguments.album), config, name=arguments.name)
-    print(result.folder)
+    result = run_album(album, config, name=arguments.name)
+    if result.metrics:
+        from trainer.metrics_table import metrics_table
+
+        print(metrics_table(result.metrics))
+    print(f"Avatar: {result.folder / 'avatar.glb'}  Report: {result.folder / 'report.html'}")
     return 0
 
 
 def studio(arguments: argparse.Namespace) -> int:
     """Synthetic people, their albums and their ground truth."""
-    from datamodules.studio.album_writer import StudioConfig, run_studio
+    from datamodules.studio.config import StudioConfig
     from trainer.config import config_to_dict, load_dataclass
 
     config = load_dataclass(StudioConfig, None, arguments.overrides)
+    from datamodules.studio.album_writer import run_studio
+
     for folder in run_studio(Path(arguments.out), **config_to_dict(config)):
         print(folder)
     return 0
@@ -64,26 +71,50 @@ def studio(arguments: argparse.Namespace) -> int:
 def pretrain(arguments: argparse.Namespace) -> int:
     """The small diffusion prior, trained on the studio's renders."""
     from trainer.config import config_path, load_dataclass
-    from trainer.pretrain import PretrainConfig, run_pretrain
+    from trainer.pretrain_config import PretrainConfig
 
     yaml_path = config_path(arguments.config) if arguments.config else None
-    print(run_pretrain(load_dataclass(PretrainConfig, yaml_path, arguments.overrides), Path(arguments.out)))
+    config = load_dataclass(PretrainConfig, yaml_path, arguments.overrides)
+    from trainer.pretrain import run_pretrain
+
+    print(run_pretrain(config, Path(arguments.out)))
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Metrics of an avatar against the ground truth of its album, as JSON."""
-    from modules.geometry.mesh import load_textured_mesh
     from trainer.config import load_dataclass
-    from trainer.evaluation import EvaluationConfig, evaluate_avatar
-    from trainer.ground_truth import load_ground_truth
+    from trainer.evaluation_config import EvaluationConfig
 
     config = load_dataclass(EvaluationConfig, None, arguments.overrides)
-    album = Path(arguments.album)
+    album = _folder(arguments.album)
+    from modules.geometry.mesh import load_textured_mesh
+    from trainer.evaluation import evaluate_avatar
+    from trainer.ground_truth import load_ground_truth
+
     truth = load_ground_truth(album)
     if truth is None:
         raise UserError(f"'{album}' has no ground_truth/avatar.glb to measure against.")
     print(json.dumps(evaluate_avatar(load_textured_mesh(Path(arguments.avatar)), truth, config), indent=2))
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The report of a finished album, written again from its artifacts."""
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give an album's output, for example out/ALBUM.")
+    from trainer.pipeline import run_report
+
+    print(run_report(folder))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """How fast this machine is at the parts of a run, as JSON in DIR/bench.json."""
+    from launch.bench import run_benchmarks
+
+    print(run_benchmarks(Path(arguments.out), arguments.names))
     return 0
 
 
@@ -124,6 +155,11 @@ def build_parser() -> argparse.ArgumentParser:
     if child := add(evaluate, "trainer.evaluation"):
         child.add_argument("avatar", metavar="AVATAR", help="a GLB file, for example out/ALBUM/avatar.glb")
         child.add_argument("album", metavar="ALBUM", help="album folder with ground_truth/")
+    if child := add(report, "trainer.pipeline", takes_overrides=False):
+        child.add_argument("folder", metavar="FOLDER", help="an album's output, for example out/ALBUM")
+    if child := add(bench, "launch.bench", takes_overrides=False):
+        child.add_argument("names", metavar="NAME", nargs="*", help="only these (default: all of tests/benchmarks)")
+        child.add_argument("--out", metavar="DIR", default="out", help="where bench.json goes (default: %(default)s)")
     if child := add(check, "launch.preflight", takes_overrides=False):
         child.add_argument("--out", metavar="DIR", default="out", help="where results would go (default: %(default)s)")
     return parser
@@ -195,6 +231,13 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def _end(message: str, code: int) -> int:
     print(" ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _folder(path: str) -> Path:
+    """An album's folder, checked before anything heavy is loaded."""
+    if not Path(path).is_dir():
+        raise UserError(f"{path} is not a folder: give the folder that holds the album's photos.")
+    return Path(path)
 
 
 def _out_override(arguments: argparse.Namespace) -> list[str]:

@@ -1,14 +1,15 @@
-"""Geometry and texture stages: distil the personalised backbone into K avatars. PuzzleAvatar (Xiu et al. 2024), section 3.2.
+"""Geometry and texture stages: distil the personalised backbone into K avatars.
 
-Geometry is a signed distance field on a tetrahedral grid around the A-posed body, guided through rendered normals. Texture is
-a colour field on the finished surface, guided through its albedo. Subjects share UNet calls and nothing else.
+PuzzleAvatar (Xiu et al. 2024), section 3.2. Geometry is a signed distance field on a tetrahedral grid around the
+A-posed body, guided through rendered normals. Texture is a colour field on the finished surface, guided through its
+albedo. Subjects share UNet calls and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -20,6 +21,7 @@ from modules.contracts import Subject
 from modules.diffusion.backbone import Backbone
 from modules.diffusion.distillation import Distiller, View
 from modules.diffusion.personalization import Personalization
+from modules.diffusion.prompts import ImageKind
 from modules.errors import AlbumFailed
 from modules.geometry.camera import BodyLandmarks, Camera, Framing, ViewVocabulary, sample_camera, view_word
 from modules.geometry.fields import SdfField, make_color_field
@@ -44,7 +46,7 @@ class Shot:
 def draw_shots(
     rng: np.random.Generator, landmarks: BodyLandmarks, config: CameraConfig, *, frontal_heads: bool
 ) -> list[Shot]:
-    """The views of one subject for one step. `frontal_heads` keeps head close-ups within 90 degrees of the front (geometry)."""
+    """The views of one subject for one step. frontal_heads: head close-ups stay within 90 degrees of the front."""
     weights = np.array([config.full_body, config.upper_body, config.head])
     framings: tuple[Framing, ...] = ("full body", "upper body", "head")
     shots = []
@@ -85,7 +87,7 @@ class _Distillation(lightning.LightningModule):
         self.backbone = backbone
         self.subjects, self.landmarks, self.rasterizer = list(subjects), list(landmarks), rasterizer
         self.view_vocabulary = view_vocabulary
-        kind = "normal" if isinstance(config, GeometryConfig) else "rgb"
+        kind: ImageKind = "normal" if isinstance(config, GeometryConfig) else "rgb"
         self.distiller = Distiller(
             backbone,
             personalization,
@@ -97,7 +99,7 @@ class _Distillation(lightning.LightningModule):
         self.failed: dict[int, str] = {}
         self.strict_loading = False
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Without the frozen backbone."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith("backbone.")}
@@ -165,7 +167,7 @@ class _Distillation(lightning.LightningModule):
         for index in {int(i) for i in owner[~finite]}:
             self.failed[index] = f"the guidance gradient was not finite at step {step}"
         keep = torch.tensor([index not in self.failed for index in owners], device=self.device)
-        # The derivative of this sum with respect to the latents is the gradient; its value means nothing and is not logged.
+        # The derivative of this sum by the latents is the gradient; its value means nothing and is not logged.
         loss = (latents[keep] * gradient[keep]).sum() / config.cameras.views_per_step
         loss = loss + torch.stack(extras).sum()
         self.log_dict(
@@ -198,6 +200,11 @@ class GeometryStage(_Distillation):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.sdf.parameters(), self.config.lr, betas=(0.9, 0.99))
 
+    @property
+    def sdf_fields(self) -> list[SdfField]:
+        """The subjects' signed distance fields."""
+        return cast("list[SdfField]", list(self.sdf))
+
     def mesh(self, subject: int) -> tuple[Tensor, Tensor]:
         """Vertices (V, 3) in metres, differentiable, and faces (T, 3) of one subject. Raises AlbumFailed when empty."""
         return extract_mesh(self.grids[subject], self.sdf[subject](0))
@@ -207,19 +214,21 @@ class GeometryStage(_Distillation):
         return render_normals(self.rasterizer, vertices, faces, [shot.camera for shot in shots], resolution)
 
     def regularization(self, subject: int) -> Tensor:
+        vertices, faces = self._meshes.pop(subject)
         if self.config.weight_laplacian == 0:
             return torch.zeros(())
-        vertices, faces = self._meshes.pop(subject)
         return self.config.weight_laplacian * laplacian_smoothness(vertices, faces)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(optimizer)
         # Silhouettes move a few lattice points; their neighbours must follow, or the surface becomes spiky.
-        for field_ in self.sdf:
+        for field_ in self.sdf_fields:
             field_.smooth_gradient_()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        for field_ in self.sdf:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here and not at the batch's end: checkpoints are written before the module hears of that.
+        for field_ in self.sdf_fields:
             field_.project_()
 
 
@@ -237,8 +246,8 @@ class TextureStage(_Distillation):
             make_color_field(
                 self.config.color,
                 1,
-                vertices.min(0).values - 0.05,
-                vertices.max(0).values + 0.05,
+                (vertices.min(0).values - 0.05).numpy(),
+                (vertices.max(0).values + 0.05).numpy(),
                 seeds=[subject.seed],
             )
             for vertices, subject in zip(corners, self.subjects, strict=True)
@@ -250,6 +259,10 @@ class TextureStage(_Distillation):
     def color(self, subject: int, points: Tensor) -> Tensor:
         """Albedo (P, 3) in [0, 1] at points (P, 3) in metres."""
         return self.fields[subject](points, 0)
+
+    def detached_color(self, subject: int, points: Tensor) -> Tensor:
+        """`color` without a gradient, for baking."""
+        return self.color(subject, points).detach()
 
     def render(self, subject: int, shots: Sequence[Shot], resolution: int) -> Tensor:
         vertices, faces = self.meshes[subject]
@@ -265,4 +278,3 @@ class TextureStage(_Distillation):
             antialias=False,
         )
         return rgb
-

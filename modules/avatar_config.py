@@ -1,12 +1,11 @@
-"""Settings of the geometry and texture stages, apart from the modules so that reading them does not import lightning."""
+"""Settings of the geometry and texture stages, apart from the modules: reading them does not import lightning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modules.diffusion.distillation import GuidanceConfig
-from modules.geometry.fields import ColorFieldConfig, SdfFieldConfig
-from modules.geometry.tet_grid import TetGridConfig
+from modules.diffusion.config import GuidanceConfig
+from modules.geometry.config import ColorFieldConfig, SdfFieldConfig, TetGridConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,18 @@ class CameraConfig:
             raise ValueError(f"views_per_step must be at least 1, found {self.views_per_step}")
         if self.resolution_factor not in (1, 2, 4):
             raise ValueError(f"resolution_factor must be 1, 2 or 4, found {self.resolution_factor}")
+        for name in ("full_body", "upper_body", "head"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if not self.full_body + self.upper_body + self.head > 0:
+            raise ValueError("full_body, upper_body and head must not all be 0")
+        if self.elevation_min_deg > self.elevation_max_deg:
+            raise ValueError(
+                f"elevation_min_deg must be at most elevation_max_deg, found {self.elevation_min_deg} and "
+                f"{self.elevation_max_deg}"
+            )
+        if not 0 < self.fov_y_deg < 170:
+            raise ValueError(f"fov_y_deg must lie in (0, 170), found {self.fov_y_deg}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,8 @@ class GeometryConfig:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, found {self.steps}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, found {self.lr}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,5 +81,7 @@ class TextureConfig:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, found {self.steps}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, found {self.lr}")
         if self.texture_size < 16:
             raise ValueError(f"texture_size must be at least 16, found {self.texture_size}")

@@ -26,9 +26,10 @@ class RowKind(IntEnum):
 class BoothBatch(TypedDict):
     """One PuzzleBooth step for a pack.
 
-    images: (B, 3, S, S) float32 in [0, 1]. input_ids: (B, L) int64. albums: (B,) int64 in [0, K). kinds: (B,) int64 RowKind.
-    masks: (B, 1, h, h) float32, where the diffusion loss looks. columns: (B, A) int64, position of each sampled asset's
-    token in the prompt, -1 for none. asset_masks: (B, A, s, s) float32. timesteps: (B,) int64. noise: (B, C, h, h) float32.
+    images: (B, 3, S, S) float32 in [0, 1]. input_ids: (B, L) int64. albums: (B,) int64 in [0, K).
+    kinds: (B,) int64 RowKind. masks: (B, 1, h, h) float32, where the diffusion loss looks.
+    columns: (B, A) int64, position of each sampled asset's token in the prompt, -1 for none.
+    asset_masks: (B, A, s, s) float32. timesteps: (B,) int64. noise: (B, C, h, h) float32.
     """
 
     images: Tensor

@@ -9,7 +9,7 @@ class UserError(ValueError):
     """
 
 
-class AlbumFailed(Exception):
+class AlbumFailed(Exception):  # noqa: N818 - it says what became of the album
     """One album of a pack cannot go on (no usable photo, NaN, empty mesh); the others do.
 
     The message is the reason that is written to the album's manifest.

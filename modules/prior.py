@@ -3,60 +3,27 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from modules.diffusion.pixel_codec import DOWNSAMPLING, NUM_LATENT_CHANNELS, build_pixel_codec
+from modules.diffusion.config import CODEC_DOWNSAMPLING
+from modules.diffusion.pixel_codec import NUM_LATENT_CHANNELS, build_pixel_codec
 from modules.diffusion.processors import use_plain_attention
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """Architecture and training of the mini prior.
-
-    resolution: pixels per side. channels: UNet width per level. text_width, text_layers: text encoder. learning_rate:
-    constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls linearly to a tenth.
-    ema_fraction: the average covers about this fraction of the steps taken so far. batch_size: images per process.
-    """
-
-    resolution: int = 64
-    channels: tuple[int, ...] = (128, 192)
-    text_width: int = 192
-    text_layers: int = 3
-    max_tokens: int = 64
-    vocabulary_size: int = 1000
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    cooldown_images: int = 0
-    num_images: int = 4_000_000
-    weight_decay: float = 0.01
-    ema_fraction: float = 0.1
-    batch_size: int = 32
-    weight_codec: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.resolution % (DOWNSAMPLING * 2 ** (len(self.channels) - 1)):
-            raise ValueError(
-                f"resolution must be a multiple of {DOWNSAMPLING * 2 ** (len(self.channels) - 1)}, found {self.resolution}"
-            )
-        if not 0 < self.ema_fraction < 1:
-            raise ValueError(f"ema_fraction must lie in (0, 1), found {self.ema_fraction}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
+from modules.prior_config import PriorConfig
 
 
 def build_unet(config: PriorConfig) -> UNet2DConditionModel:
     """A UNet over space-to-depth latents with cross-attention at every level and pooled text in the time embedding."""
     num_levels = len(config.channels)
     return UNet2DConditionModel(
-        sample_size=config.resolution // DOWNSAMPLING,
+        sample_size=config.resolution // CODEC_DOWNSAMPLING,
         in_channels=NUM_LATENT_CHANNELS,
         out_channels=NUM_LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * num_levels,
@@ -66,7 +33,7 @@ def build_unet(config: PriorConfig) -> UNet2DConditionModel:
         cross_attention_dim=config.text_width,
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
-        only_cross_attention=(True,) * (num_levels - 1) + (False,),
+        only_cross_attention=(True, *(False,) * (num_levels - 1)),  # self-attention pays from 8 x 8 down
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
@@ -114,6 +81,9 @@ class PriorModule(lightning.LightningModule):
     A batch is {"images": (B, 3, H, W) in [0, 1], "input_ids": (B, L) int64}.
     """
 
+    alphas_cumprod: Tensor
+    images_seen: Tensor
+
     def __init__(self, config: PriorConfig, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.config = config
@@ -126,11 +96,12 @@ class PriorModule(lightning.LightningModule):
         self.scheduler = build_scheduler()
         self.register_buffer("alphas_cumprod", self.scheduler.alphas_cumprod.clone(), persistent=False)
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self._num_images = 0
         self.averaged = nn.ModuleDict(
             {"unet": copy.deepcopy(self.unet), "text_encoder": copy.deepcopy(self.text_encoder)}
         ).requires_grad_(False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         trained = [*self.unet.parameters(), *self.text_encoder.parameters(), *self.codec.decoder.parameters()]
         optimizer = torch.optim.AdamW(
             trained, self.config.learning_rate, betas=(0.9, 0.99), weight_decay=self.config.weight_decay, fused=True
@@ -163,12 +134,12 @@ class PriorModule(lightning.LightningModule):
         return {"denoising": denoising, "codec": codec}
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        num_images = len(batch["images"])
+        num_images = self._num_images = len(batch["images"])
         generator = torch.Generator(device=self.device).manual_seed(
             (self.global_step * 4096 + self.global_rank) % 2**62
         )
         timesteps = torch.randint(0, 1000, (num_images,), generator=generator, device=self.device)
-        side = self.config.resolution // DOWNSAMPLING
+        side = self.config.resolution // CODEC_DOWNSAMPLING
         noise = torch.randn(num_images, NUM_LATENT_CHANNELS, side, side, generator=generator, device=self.device)
         losses = self.losses(batch, timesteps, noise)
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
@@ -177,11 +148,13 @@ class PriorModule(lightning.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_index: int) -> None:
-        self.images_seen += len(batch["images"]) * self.trainer.world_size
-        decay = min(0.9999, max(0.0, 1 - 1 / (self.config.ema_fraction * self.global_step + 5)))
-        live = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        average = [*self.averaged["unet"].parameters(), *self.averaged["text_encoder"].parameters()]
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here and not at the batch's end: checkpoints are written before the module hears of that.
+        self.images_seen += self._num_images * self.trainer.world_size
+        decay = min(0.9999, max(0.0, 1 - 1 / (self.config.ema_fraction * (self.global_step + 1) + 5)))
+        live: list[Tensor] = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        average: list[Tensor] = [*self.averaged["unet"].parameters(), *self.averaged["text_encoder"].parameters()]
         with torch.no_grad():
             torch._foreach_lerp_(average, live, 1 - decay)
 

@@ -1,7 +1,7 @@
 """PuzzleBooth: personalise the backbone on K albums at once. Stage 1 of PuzzleAvatar (Xiu et al. 2024, section 3.1).
 
-Phase 1 trains the placeholder embeddings at a high rate, phase 2 embeddings and adapters at a low one. Albums never mix:
-losses are means within an album, gradients are clipped per album, the optimiser works element by element.
+Phase 1 trains the placeholder embeddings at a high rate, phase 2 embeddings and adapters at a low one. Albums never
+mix: losses are means within an album, gradients are clipped per album, the optimiser works element by element.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class PuzzleBooth(lightning.LightningModule):
     """Trains a `Personalization` of K albums on `BoothBatch`es. `album_names` appear in logs and failure reasons."""
 
     def __init__(
-        self, backbone: Backbone, personalization: Personalization, config: PuzzleBoothConfig, album_names: Sequence[str]
+        self,
+        backbone: Backbone,
+        personalization: Personalization,
+        config: PuzzleBoothConfig,
+        album_names: Sequence[str],
     ) -> None:
         super().__init__()
         self.config = config
@@ -47,7 +51,7 @@ class PuzzleBooth(lightning.LightningModule):
     def num_albums(self) -> int:
         return len(self.album_names)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Without the frozen backbone: it is loaded from its own folder."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith("backbone.")}
@@ -142,7 +146,9 @@ class PuzzleBooth(lightning.LightningModule):
         )
 
 
-def clip_per_album(parameters: Sequence[nn.Parameter], max_norm: float, failed: Sequence[int] | dict[int, str]) -> Tensor:
+def clip_per_album(
+    parameters: Sequence[nn.Parameter], max_norm: float, failed: Sequence[int] | dict[int, str]
+) -> Tensor:
     """Scale the gradients of stacked parameters (K, ...) so that each album's total norm is at most `max_norm`.
 
     Gradients of `failed` albums become zero, whatever they were. Returns the norms before clipping (K,).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modules.diffusion.personalization import AdapterConfig
+from modules.diffusion.config import AdapterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,12 @@ class PhaseConfig:
 class PuzzleBoothConfig:
     """Training of PuzzleBooth. Defaults suit the mini prior; the paper's values are in configs/sd21.yaml.
 
-    photos_per_step and *_per_step: rows per album and step. weight_*: loss weights; 0 switches a loss off and nothing else.
-    compose_fraction: how often the sampled assets are shown on a plain background that the prompt names, which keeps their
-    colours from bleeding into the background. face_weight: how much likelier a face is sampled than another asset.
-    mask_dilation: fraction of the image by which masks grow; the face's grows by face_dilation of its box besides.
-    token_lr_in_joint: the embeddings' rate in the joint phase, as a multiple of the adapters'. min_snr_gamma: 0 for none.
+    photos_per_step and *_per_step: rows per album and step. weight_*: loss weights; 0 switches a loss off and nothing
+    else. compose_fraction: how often the sampled assets are shown on a plain background that the prompt names, which
+    keeps their colours from bleeding into the background. face_weight: how much likelier a face is sampled than another
+    asset. mask_dilation: fraction of the image by which masks grow; the face's grows by face_dilation of its box
+    besides. token_lr_in_joint: the embeddings' rate in the joint phase, as a multiple of the adapters'.
+    min_snr_gamma: 0 for none.
     """
 
     token_phase: PhaseConfig = field(default_factory=lambda: PhaseConfig(steps=100, lr=5e-3))
@@ -67,9 +68,13 @@ class PuzzleBoothConfig:
                 raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
         if self.photos_per_step < 1:
             raise ValueError(f"photos_per_step must be at least 1, found {self.photos_per_step}")
-        for name in vars(self):
-            if name.startswith("weight_") and getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        for name in ("face_weight", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        for name, value in vars(self).items():
+            # Counts, weights and lengths; 0 switches off what they belong to.
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(f"{name} must not be negative, found {value}")
 
     @property
     def num_steps(self) -> int:

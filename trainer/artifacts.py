@@ -75,12 +75,16 @@ def folder_errors(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all (temporary name, flush to disk, rename).
 
+    A file that holds just this text already keeps its time.
+
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     # Always the same name: what a kill leaves is overwritten, and `run_lock` keeps a second process away.
     temporary = path.with_name(f".{path.name}.tmp")
     with folder_errors(path.parent):
+        if path.is_file() and path.read_bytes() == text.encode():
+            return
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -99,18 +103,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (created when missing) for this process; the kernel frees it when the process ends.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        UserError: another process holds it (not with `wait`: then its end is awaited), or the folder cannot be written.
     """
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             message = f"Another process is at work in '{folder}': wait for it, or choose another --out."
             raise UserError(message) from error

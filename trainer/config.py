@@ -19,12 +19,12 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from datamodules.album import AlbumConfig
 from modules.avatar_config import GeometryConfig, TextureConfig
-from modules.diffusion.backbone import BackboneConfig
+from modules.diffusion.config import BackboneConfig
 from modules.errors import UserError
 from modules.puzzlebooth_config import PuzzleBoothConfig
 from trainer.artifacts import to_plain, write_text
-from trainer.evaluation import EvaluationConfig
-from trainer.export import ExportConfig
+from trainer.evaluation_config import EvaluationConfig
+from trainer.export_config import ExportConfig
 from trainer.runtime import RuntimeConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

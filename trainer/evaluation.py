@@ -29,15 +29,14 @@ ones:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from modules.geometry.mesh import TexturedMesh, point_to_triangles_distance, sample_surface
 from modules.rendering.shading import render_labels
 from trainer import metrics
+from trainer.evaluation_config import EvaluationConfig
 from trainer.evaluation_views import Views, benchmark_cameras, moved, render_views, standing_point, vertex_mean
 from trainer.ground_truth import GroundTruth, load_ground_truth
 from trainer.lpips import Lpips, load_lpips, mean_lpips
@@ -56,31 +55,6 @@ __all__ = [
 LPIPS_ABSENT = "no VGG-16 weights: set evaluation.lpips_backbone to a local file"
 _OUTSIDE = 255
 _BLACK, _GREY = 0.0, 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Options of the comparison with ground truth.
-
-    protocol: which set of rules. num_samples: surface points on each mesh. resolution: pictures in pixels, square.
-    seed: of the surface points. lpips_backbone: file with VGG-16's ImageNet weights, empty to leave LPIPS out.
-    """
-
-    protocol: Literal["reference", "corrected", "both"] = "both"
-    num_samples: int = 100_000
-    resolution: int = 512
-    seed: int = 0
-    lpips_backbone: str = ""
-
-    def __post_init__(self) -> None:
-        if self.protocol not in ("reference", "corrected", "both"):
-            raise ValueError(f"protocol must be reference, corrected or both, found {self.protocol!r}")
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, found {self.num_samples}")
-        if self.resolution < 16:
-            raise ValueError(f"resolution must be at least 16 (the window of SSIM and LPIPS), found {self.resolution}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, found {self.seed}")
 
 
 def evaluate_avatar(avatar: TexturedMesh, truth: GroundTruth, config: EvaluationConfig | None = None) -> dict:

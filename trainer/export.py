@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,46 +18,11 @@ from modules.geometry.camera import Camera, orbit_camera
 from modules.geometry.gltf import encode_glb
 from modules.geometry.mesh import TexturedMesh
 from modules.rendering.shading import render_textured
+from trainer.export_config import ExportConfig
 
 AVATAR_FILE, FILM_FILE, STRIP_FILE = "avatar.glb", "turntable.mp4", "turntable.png"
 # The body fills this part of the frame's height (or width, where it is wider than tall).
 _FILLED = 1 / 1.14
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """How the avatar is written.
-
-    max_texture_px: a larger texture is scaled down to this side. turntable_frames: frames of one whole turn;
-    turntable_resolution: side in pixels, even, as H.264 needs; turntable_fps: frames a second. elevation_deg: how far
-    above the horizon the camera stands. strip_views: views in the strip. supersampling: samples per pixel along a side.
-    background: grey behind the person, 0 to 1.
-    """
-
-    max_texture_px: int = 2048
-    turntable_frames: int = 36
-    turntable_resolution: int = 256
-    turntable_fps: int = 18
-    elevation_deg: float = 5.0
-    strip_views: int = 8
-    supersampling: int = 2
-    background: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_texture_px", 16, 16384),
-            ("turntable_frames", 1, 3600),
-            ("turntable_resolution", 16, 4096),
-            ("turntable_fps", 1, 120),
-            ("elevation_deg", -80, 80),
-            ("strip_views", 1, 64),
-            ("supersampling", 1, 8),
-            ("background", 0, 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], found {getattr(self, name)}")
-        if self.turntable_resolution % 2:
-            raise ValueError(f"turntable_resolution must be even, found {self.turntable_resolution}")
 
 
 def write_glb(mesh: TexturedMesh, path: Path) -> None:

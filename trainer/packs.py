@@ -1,65 +1,43 @@
 """A pack: K albums that share one frozen backbone, and the three trained stages they go through together.
 
-A stage trains the albums that still lack its artifact, in one module, from one checkpoint folder, and then commits one artifact
-per album. An album that fails leaves with its reason; the others go on.
+A stage trains the albums that still lack its artifact, in one module, from one checkpoint folder, and then commits one
+artifact per album. An album that fails leaves with its reason; the others go on.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from datamodules.assets import PreparedAlbum
+from datamodules.atomic import write_bytes
 from datamodules.puzzlebooth import BackboneShape, PuzzleBoothBatches, subject_of
 from modules.contracts import Subject
 from modules.diffusion.attention import capture_side
 from modules.diffusion.backbone import Backbone
 from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
-from modules.errors import AlbumFailed
+from modules.errors import AlbumFailed, UserError
 from modules.geometry.body import BodyTemplate, load_body
 from modules.geometry.tet_grid import TetGrid
-from trainer.artifacts import StageFolder
-from trainer.canonical import hash_file, hash_json, hash_tree
+from trainer.album_run import BASELINE, SUBJECT, AlbumRun
+from trainer.artifacts import folder_errors, write_json
+from trainer.canonical import hash_json, hash_tree
 from trainer.config import PROJECT_ROOT
 from trainer.fit import fit
 from trainer.priors import prior_samples, synthetic_images
-from trainer.samples import write_samples
+from trainer.samples import check_prompts, write_samples
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
-
-SUBJECT, BASELINE = "avatar", "words_only"
-
-
-@dataclass
-class AlbumRun:
-    """One album on its way through the stages. `failed` holds the reason once it cannot go on."""
-
-    name: str
-    source: Path
-    folder: Path
-    prepared: PreparedAlbum | None = None
-    has_truth: bool = False
-    failed: str | None = None
-    keys: dict[str, str] = field(default_factory=dict)
-
-    def stage(self, name: str) -> StageFolder:
-        return StageFolder(self.folder / name, name)
-
-    @property
-    def album(self) -> PreparedAlbum:
-        assert self.prepared is not None, "the assets stage comes first"
-        return self.prepared
 
 
 class Pack:
@@ -112,12 +90,22 @@ class Pack:
             ).to(self.backbone.device)
         return self._personalization
 
-    def pending(self, stage: str, inputs: dict[str, dict[str, str]], config: object) -> list[AlbumRun]:
-        """The albums that still lack this stage's artifact; albums that failed in it before are marked failed again."""
+    def has_baseline(self, run: AlbumRun) -> bool:
+        """Whether the words alone are distilled as well: they are only of use where there is something to measure."""
+        return run.has_truth and self.config.baselines
+
+    def pending(
+        self, stage: str, inputs: dict[str, dict[str, str]], config: object, *, baselines: bool = False
+    ) -> list[AlbumRun]:
+        """The albums that still lack this stage's artifact; those that failed in it before are tried again.
+
+        baselines: the stage makes the baseline too, so that the artifact of an album with one is another.
+        """
         left = []
         for run in self.alive:
             folder = run.stage(stage)
-            key = run.keys[stage] = folder.key(inputs[run.name], config, self.config.seed)
+            settings = (config, self.has_baseline(run)) if baselines else config
+            key = run.keys[stage] = folder.key(inputs[run.name], settings, self.config.seed)
             match folder.status(key):
                 case "complete":
                     continue
@@ -127,15 +115,28 @@ class Pack:
         return left
 
     def work_folder(self, stage: str, runs: Sequence[AlbumRun]) -> Path:
-        """Where this pack keeps its checkpoints; another set of albums, or another configuration, has another folder."""
-        folder = self.out / ".packs" / f"{stage}-{hash_json([run.keys[stage] for run in runs])[:12]}"
-        folder.mkdir(parents=True, exist_ok=True)
+        """Where this pack keeps its checkpoints; other albums, or another configuration, have another folder.
+
+        What an interrupted run of these albums left under another configuration is deleted.
+        """
+        # The tensors of all albums are stacked, so a checkpoint fits only a pack of the same shape.
+        shape = list(self.personalization.tokens.shape) if stage == "booth" else None
+        identity = hash_json([[run.name, run.keys[stage]] for run in runs] + [shape])
+        names = [run.name for run in runs]
+        folder = self.out / ".packs" / f"{stage}-{identity[:12]}"
+        for other in self.out.glob(f".packs/{stage}-*/albums.json"):
+            # Nobody else works on these albums: this process holds their locks.
+            if other.parent != folder and set(names) & set(json.loads(other.read_text())):
+                shutil.rmtree(other.parent, ignore_errors=True)
+        with folder_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "albums.json", names)
         return folder
 
     # -- PuzzleBooth --------------------------------------------------------------------------------------------------
 
     def booth(self) -> None:
-        """Stage 1: train tokens and adapters; commits personalization.safetensors, samples and the loss log per album."""
+        """Stage 1: train tokens and adapters; commits personalization.safetensors, samples and the losses per album."""
         from modules.puzzlebooth import PuzzleBooth
 
         config = self.config.booth
@@ -147,6 +148,14 @@ class Pack:
             return
         started = time.monotonic()
         backbone, personalization = self.backbone, self.personalization
+        for run in list(runs):
+            try:
+                check_prompts(backbone, subject_of(run.album, 0, self.config.seed), run.album, self.config)
+            except UserError as error:
+                self._fail(run, "booth", str(error).rstrip("."), inputs[run.name])
+                runs.remove(run)
+        if not runs:
+            return
         synthetic = synthetic_images(self.out, self.config, backbone.image_size)
         samples = [prior_samples(self.out, self.config, backbone, run.album.gender) for run in runs]
         for index, run in enumerate(runs):
@@ -172,20 +181,22 @@ class Pack:
             stage="PuzzleBooth",
         )
         backbone.to(self.backbone.device).eval()
+        # All is written before anything is committed: a kill in between would leave the others without their training.
         for index, run in enumerate(runs):
             if index in module.failed:
-                self._fail(run, "booth", module.failed[index], inputs[run.name])
+                run.failed = module.failed[index]
                 continue
             folder = run.stage("booth").working(run.keys["booth"])
             state = personalization.album_state(index)
             # The pack's other albums may have more assets; they are not this album's business.
             state["tokens"] = state["tokens"][: len(run.album.asset_names)]
-            save_file({name: value.contiguous() for name, value in state.items()}, folder / "personalization.safetensors")
-            write_samples(
-                folder, backbone, personalization, subject_of(run.album, index, self.config.seed), self.config
-            )
-            self._commit(run, "booth", work, inputs[run.name], config, started, len(runs))
-        shutil.rmtree(work, ignore_errors=True)
+            # Not by safetensors' own writer: it makes files private and hides what the disk says.
+            data = save({name: value.contiguous() for name, value in state.items()})
+            write_bytes(folder / "personalization.safetensors", data)
+            subject = subject_of(run.album, index, self.config.seed)
+            with folder_errors(folder):
+                write_samples(folder, backbone, personalization, subject, self.config)
+        self._finish("booth", runs, work, inputs, config, started)
 
     def load_personalization(self) -> None:
         """Put every living album's trained tensors into the pack's stacked ones, at the album's index in `runs`."""
@@ -202,10 +213,8 @@ class Pack:
         for run in runs:
             index = self.runs.index(run)
             chosen.append((run, SUBJECT, subject_of(run.album, index, self.config.seed)))
-            if run.has_truth and self.config.baselines:
-                chosen.append(
-                    (run, BASELINE, subject_of(run.album, NO_ALBUM, self.config.seed, personalized=False))
-                )
+            if self.has_baseline(run):
+                chosen.append((run, BASELINE, subject_of(run.album, NO_ALBUM, self.config.seed, personalized=False)))
         return chosen
 
     def template(self, gender: str) -> tuple[BodyTemplate, TetGrid]:
@@ -248,14 +257,14 @@ class Pack:
         self.backbone.eval()
 
     def geometry(self) -> None:
-        """Stage 2: the surface. Commits avatar.npz (vertices, faces), and words_only.npz beside it where there is a baseline."""
+        """Stage 2: the surface. Commits avatar.npz (vertices, faces), and words_only.npz where there is a baseline."""
         from modules.avatar import GeometryStage
 
         config = self.config.geometry
         inputs = {
             run.name: {"booth": run.stage("booth").outputs_hash, "backbone": self.backbone_hash} for run in self.alive
         }
-        runs = self.pending("geometry", inputs, (config, self.config.baselines))
+        runs = self.pending("geometry", inputs, config, baselines=True)
         if not runs:
             return
         started = time.monotonic()
@@ -278,11 +287,12 @@ class Pack:
             except AlbumFailed as failure:
                 run.failed = run.failed or f"{name}: {failure}"
                 continue
-            np.savez(
-                folder / f"{name}.npz",
-                vertices=vertices.cpu().numpy().astype(np.float32),
-                faces=faces.cpu().numpy().astype(np.int32),
-            )
+            with folder_errors(folder):
+                np.savez(
+                    folder / f"{name}.npz",
+                    vertices=vertices.cpu().numpy().astype(np.float32),
+                    faces=faces.cpu().numpy().astype(np.int32),
+                )
         self._finish("geometry", runs, work, inputs, config, started)
 
     def texture(self) -> None:
@@ -299,7 +309,7 @@ class Pack:
             }
             for run in self.alive
         }
-        runs = self.pending("texture", inputs, (config, self.config.baselines))
+        runs = self.pending("texture", inputs, config, baselines=True)
         if not runs:
             return
         started = time.monotonic()
@@ -321,16 +331,17 @@ class Pack:
             baked = bake_textured_mesh(
                 vertices.numpy(),
                 faces.numpy(),
-                lambda points, subject=index: module.color(subject, points).detach(),
+                partial(module.detached_color, index),
                 texture_size=config.texture_size,
             )
-            np.savez_compressed(
-                folder / f"{name}.npz",
-                vertices=baked.vertices,
-                faces=baked.faces,
-                uv=baked.uv,
-                texture=baked.texture,
-            )
+            with folder_errors(folder):
+                np.savez_compressed(
+                    folder / f"{name}.npz",
+                    vertices=baked.vertices,
+                    faces=baked.faces,
+                    uv=baked.uv,
+                    texture=baked.texture,
+                )
         self._finish("texture", runs, work, inputs, config, started)
 
     # -- committing ---------------------------------------------------------------------------------------------------
@@ -364,7 +375,8 @@ class Pack:
         folder = run.stage(stage)
         working = folder.working(run.keys[stage])
         if (work / "metrics.jsonl").exists():
-            shutil.copyfile(work / "metrics.jsonl", working / "metrics.jsonl")
+            with folder_errors(working):
+                shutil.copyfile(work / "metrics.jsonl", working / "metrics.jsonl")
         seconds = time.monotonic() - started
         folder.commit(
             run.keys[stage],
@@ -378,13 +390,3 @@ class Pack:
     def _fail(self, run: AlbumRun, stage: str, reason: str, inputs: dict[str, str]) -> None:
         run.failed = reason
         run.stage(stage).fail(run.keys[stage], reason, inputs=inputs, seed=self.config.seed)
-
-
-def content_key(folder: Path) -> str:
-    """A hash of an album's files as they are, without decoding a photo; ground truth does not count."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and "ground_truth" not in path.relative_to(folder).parts[:1]
-    )
-    return hash_json({path.relative_to(folder).as_posix(): hash_file(path) for path in files})

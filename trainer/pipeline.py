@@ -1,11 +1,12 @@
 """From album folders to avatars: assets, PuzzleBooth, geometry, texture, export, evaluation, report.
 
-Each stage reads the artifact before it and writes its own folder with a manifest. What is complete and unchanged is not done
-again, so the same command resumes, and a changed setting redoes only what depends on it.
+Each stage reads the artifact before it and writes its own folder with a manifest. What is complete and unchanged is not
+done again, so the same command resumes, and a changed setting redoes only what depends on it.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -22,14 +23,16 @@ from datamodules.assets import load_assets, prepare_assets
 from modules.errors import AlbumFailed, UserError
 from modules.geometry.body import BodyTemplate, load_body
 from modules.geometry.mesh import TexturedMesh
-from trainer.artifacts import run_lock, write_json
-from trainer.packs import BASELINE, SUBJECT, AlbumRun, Pack, content_key
+from trainer.album_run import BASELINE, SUBJECT, AlbumRun, content_key
+from trainer.artifacts import folder_errors, run_lock, write_json
+from trainer.packs import Pack
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
 
 TEMPLATE = "template"
-RESULTS = ("avatar.glb", "turntable.mp4", "turntable.png", "report.html")
+CONFIG, REPORT = "config.yaml", "report.html"
+RESULTS = ("avatar.glb", "turntable.mp4", "turntable.png", REPORT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +66,13 @@ def run_pack(albums: Sequence[Path], config: RunConfig, names: Sequence[str] | N
             raise UserError(f"Two albums would both be written to {out / name}: give them different names.")
         if name in ("", ".", "..") or "/" in name or name.startswith("."):
             raise UserError(f"{name!r} cannot be an output folder's name: use --name with letters and digits.")
-    runs = [
-        AlbumRun(name=name, source=album, folder=out / name) for name, album in zip(chosen, albums, strict=True)
-    ]
-    with _locks(runs):
+    runs = [AlbumRun(name=name, source=album, folder=out / name) for name, album in zip(chosen, albums, strict=True)]
+    for run in runs:
+        if not run.source.is_dir():
+            run.failed = f"{run.source} is not a folder: give the folder that holds the album's photos"
+    with _locks([run for run in runs if run.failed is None]):
         pack = Pack(runs, config, out=out)
-        for run in runs:
+        for run in pack.alive:
             _attempt(run, lambda run=run: _assets(run, config))
         if pack.alive:
             pack.booth()
@@ -81,9 +85,35 @@ def run_pack(albums: Sequence[Path], config: RunConfig, names: Sequence[str] | N
                 _attempt(run, lambda run=run: _export(run, config))
             if run.failed is None:
                 metrics = _evaluate(run, config)
+                _save_config(run, config)
                 _report(run, config, metrics)
             results.append(AlbumResult(name=run.name, folder=run.folder, metrics=metrics, failed=run.failed))
     return results
+
+
+def run_report(folder: Path) -> Path:
+    """Write the report of a finished album again, from its artifacts; `folder` is config.out/<name>. Returns its path.
+
+    Raises UserError when the folder does not hold a finished album.
+    """
+    from trainer.config import RunConfig, load_dataclass
+
+    again = "finish it with `python -m launch run` first"
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no finished album (there is no {CONFIG}): {again}.")
+    config = load_dataclass(RunConfig, folder / CONFIG)
+    with run_lock(folder):
+        run = AlbumRun(name=folder.resolve().name, source=folder, folder=folder)
+        for name in ("assets", "booth", "geometry", "texture", "export"):
+            if (run.stage(name).manifest or {}).get("state") != "complete":
+                raise UserError(f"{folder} holds no finished album (its {name} stage is not complete): {again}.")
+        run.prepared = load_assets(run.stage("assets").path)
+        _publish_export(run)
+        evaluation = run.stage("evaluate")
+        measured = (evaluation.manifest or {}).get("state") == "complete"
+        metrics = json.loads(evaluation.output("protocols.json").read_text()) if measured else {}
+        _report(run, config, metrics)
+    return folder / REPORT
 
 
 def _attempt(run: AlbumRun, work: Any) -> None:
@@ -108,8 +138,6 @@ def _locks(runs: Sequence[AlbumRun]) -> Any:
 
 
 def _assets(run: AlbumRun, config: RunConfig) -> None:
-    if not run.source.is_dir():
-        raise UserError(f"{run.source} is not a folder: give the folder that holds the album's photos.")
     stage = run.stage("assets")
     inputs = {"album": content_key(run.source)}
     key = stage.key(inputs, config.album, config.seed)
@@ -133,9 +161,7 @@ def _assets(run: AlbumRun, config: RunConfig) -> None:
 def read_textured(path: Path) -> TexturedMesh:
     """A baked mesh that the texture stage wrote."""
     with np.load(path) as file:
-        return TexturedMesh(
-            vertices=file["vertices"], faces=file["faces"], uv=file["uv"], texture=file["texture"]
-        )
+        return TexturedMesh(vertices=file["vertices"], faces=file["faces"], uv=file["uv"], texture=file["texture"])
 
 
 def _export(run: AlbumRun, config: RunConfig) -> None:
@@ -154,19 +180,29 @@ def _export(run: AlbumRun, config: RunConfig) -> None:
             seed=config.seed,
             timings={"album_s": time.monotonic() - started},
         )
+    _publish_export(run)
+
+
+def _publish_export(run: AlbumRun) -> None:
     for name in RESULTS[:3]:
-        publish(stage.output(name), run.folder / name)
+        publish(run.stage("export").output(name), run.folder / name)
 
 
 def publish(source: Path, target: Path) -> None:
     """Copy a stage's file to the album's folder, whole or not at all."""
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with folder_errors(target.parent):
+        if target.is_file() and filecmp.cmp(source, target, shallow=False):
+            return
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def mean_color_template(body: BodyTemplate, texture: np.ndarray, covered: np.ndarray) -> TexturedMesh:
-    """The bare body template in one colour: the mean of the truth's texture over the covered texels. A floor for metrics."""
+    """The bare body in one colour, the mean of the truth's texture over the covered texels: a floor for metrics."""
     color = texture[covered].reshape(-1, 3).mean(0).round().astype(np.uint8)
     return TexturedMesh(
         vertices=body.vertices.astype(np.float32),
@@ -179,6 +215,9 @@ def mean_color_template(body: BodyTemplate, texture: np.ndarray, covered: np.nda
 def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
     """Rows avatar, template and words_only of the metrics table; empty without ground truth."""
     if not run.has_truth:
+        # Figures of a truth that is no longer there would be taken for this avatar's.
+        (run.folder / "metrics.json").unlink(missing_ok=True)
+        shutil.rmtree(run.stage("evaluate").path, ignore_errors=True)
         return {}
     from trainer.evaluation import evaluate_avatar
     from trainer.ground_truth import load_ground_truth
@@ -211,6 +250,13 @@ def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
     return metrics
 
 
+def _save_config(run: AlbumRun, config: RunConfig) -> None:
+    """The settings of what lies in the folder, written only once all of it does."""
+    from trainer.config import save_config
+
+    save_config(config, run.folder / CONFIG)
+
+
 def _report(run: AlbumRun, config: RunConfig, metrics: dict[str, Any]) -> None:
     from omegaconf import OmegaConf
 
@@ -229,9 +275,7 @@ def _report(run: AlbumRun, config: RunConfig, metrics: dict[str, Any]) -> None:
                 for position, name in enumerate(album.asset_names)
                 if album.present[index, position]
             },
-            caption=", ".join(
-                word for word in (album.views[index], album.framings[index], album.poses[index]) if word
-            ),
+            caption=", ".join(word for word in (album.views[index], album.framings[index], album.poses[index]) if word),
         )
         for index, stem in enumerate(album.stems)
     ]

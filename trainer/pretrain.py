@@ -6,46 +6,14 @@ import dataclasses
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer.runtime import RuntimeConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """What `pretrain` does: how many people to render, and how long to train.
-
-    num_people: people in the training set, 8 images each in RGB and normals. processes: gloo processes on a CPU.
-    max_minutes: stop (and export) after this long, 0 for never; the same command goes on from there.
-    """
-
-    num_people: int = 6000
-    images_per_person: int = 8
-    seed: int = 0
-    processes: int = 2
-    max_minutes: float = 0.0
-    export_every_s: float = 600.0
-    warm_start: str = ""
-    resolution: int = 64
-    num_images: int = 4_000_000
-    cooldown_images: int = 0
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    runtime: RuntimeConfig = field(
-        default_factory=lambda: RuntimeConfig(
-            precision="bf16-mixed", num_threads=1, deterministic=False, checkpoint_every_s=300.0, checkpoint_every_steps=10_000
-        )
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("num_people", "images_per_person", "processes", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+from modules.errors import UserError
+from trainer.pretrain_config import PretrainConfig
 
 
 def ensure_shards(folder: Path, config: PretrainConfig) -> None:
@@ -84,6 +52,7 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     from datamodules.prior_images import PriorImages
     from modules.diffusion.tokenizer import load_tokenizer, train_tokenizer
     from modules.prior import PriorConfig, PriorModule
+    from trainer.checkpoint import StepKeeper
     from trainer.fit import fit
 
     out.mkdir(parents=True, exist_ok=True)
@@ -95,8 +64,15 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
         cooldown_images=config.cooldown_images,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
+        channels=config.channels,
+        text_width=config.text_width,
+        text_layers=config.text_layers,
     )
     if config.warm_start:
+        if not (Path(config.warm_start) / "tokenizer").is_dir():
+            raise UserError(
+                f"warm_start {config.warm_start} holds no exported prior: name a folder that pretrain wrote."
+            )
         tokenizer = load_tokenizer(Path(config.warm_start) / "tokenizer")
     else:
         tokenizer_folder = out / "tokenizer"
@@ -109,10 +85,22 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     torch.manual_seed(config.seed)
     module = PriorModule(prior, tokenizer)
     if config.warm_start:
-        module.load_exported(Path(config.warm_start))
+        try:
+            module.load_exported(Path(config.warm_start))
+        except RuntimeError as error:
+            raise UserError(
+                f"warm_start {config.warm_start} holds a model of another size: give its channels, text_width, "
+                "text_layers and resolution."
+            ) from error
         seen = Path(config.warm_start) / "training.json"
         if seen.exists():
             module.images_seen.fill_(json.loads(seen.read_text())["images_seen"])
+    left = config.num_images - int(module.images_seen)
+    if left <= 0:
+        raise UserError(
+            f"warm_start {config.warm_start} has seen {int(module.images_seen)} images and num_images is "
+            f"{config.num_images}: ask for more."
+        )
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -136,7 +124,10 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
             if config.max_minutes and trainer.global_step % 20 == 0:
                 over = torch.tensor(float(now - self.started > 60 * config.max_minutes))
                 if trainer.strategy.reduce(over, reduce_op="max") > 0:
-                    trainer.should_stop = True
+                    # The keeper comes after this callback: it saves, and ends the training.
+                    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                        if isinstance(callback, StepKeeper):
+                            callback.stop_requested = True
 
     strategy: Any = "auto"
     runtime = config.runtime
@@ -144,7 +135,7 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
         # Two one-thread processes are faster than one with two threads at these sizes (measured).
         strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=False)
         runtime = dataclasses.replace(runtime, devices=config.processes)
-    max_steps = -(-config.num_images // (config.batch_size * config.processes))
+    max_steps = -(-left // (config.batch_size * config.processes))
     fit(
         module,
         batch,
@@ -156,7 +147,8 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
         callbacks=[ExportRegularly()],
         strategy=strategy,
     )
-    export(module, out / "weights")
+    if module.global_rank == 0:
+        export(module, out / "weights")
     return out / "weights"
 
 
@@ -168,4 +160,3 @@ def export(module: Any, folder: Path) -> None:
     (temporary / "training.json").write_text(json.dumps({"images_seen": int(module.images_seen)}) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-

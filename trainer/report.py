@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from modules.geometry.mesh import TexturedMesh
+from trainer.artifacts import write_text
 from trainer.metrics_table import FIGURES, PROTOCOLS, best_rows, format_figure, protocol_figures, summary
 from trainer.report_charts import loss_chart
 from trainer.report_media import ASSET_COLOURS, data_uri, jpeg_uri, overlay_masks, pack_mesh
@@ -81,12 +81,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(render_report(content), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, render_report(content))
     return path
 
 

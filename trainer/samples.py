@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.assets import PreparedAlbum
 from modules.contracts import Subject
 from modules.diffusion.backbone import Backbone
 from modules.diffusion.personalization import Personalization
-from modules.diffusion.prompts import ImageKind, compose_prompt
+from modules.diffusion.prompts import ImageKind, Scene, compose_prompt
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -23,24 +25,43 @@ def sample_prompts(subject: Subject, config: RunConfig) -> list[tuple[str, str]]
     """(title, prompt) of the fixed grid of samples of one subject."""
     eight = config.backbone.view_vocabulary == "eight"
 
-    def scene(framing: str, kind: ImageKind) -> dict[str, str]:
+    def scene(framing: str, kind: ImageKind) -> Scene:
         if not config.backbone.scene_words:
             return {}
-        words = {"framing": framing, "pose": "a-pose"}
-        return words | ({"background": "gray"} if kind == "rgb" else {})
+        return {"framing": framing, "pose": "a-pose", "background": "gray" if kind == "rgb" else None}
 
     grid = []
     sides = ("front", "left", "back", "right") if eight else ("front", "side", "back")
     for view in sides:
         grid.append((view, compose_prompt(subject.gender, subject.assets, view=view, **scene("full body", "rgb"))))
     for view in sides[:3:2]:
-        prompt = compose_prompt(subject.gender, subject.assets, kind="normal", view=view, **scene("full body", "normal"))
+        prompt = compose_prompt(
+            subject.gender, subject.assets, kind="normal", view=view, **scene("full body", "normal")
+        )
         grid.append((f"{view}, normals", prompt))
     grid.append(("head", compose_prompt(subject.gender, subject.assets, view="front", **scene("head", "rgb"))))
     for asset in subject.assets:
         prompt = compose_prompt(subject.gender, [asset], view="front", **scene("full body", "rgb"))
         grid.append((f"only {asset.name}", prompt))
     return grid
+
+
+def check_prompts(backbone: Backbone, subject: Subject, album: PreparedAlbum, config: RunConfig) -> None:
+    """Refuse an album whose words do not fit into the model's prompt, before anything is trained.
+
+    Raises UserError. The longest prompts of all are those of the whole person, with the longest word of each kind.
+    """
+
+    def longest(words: Iterable[str | None]) -> str:
+        return max((word or "" for word in words), key=lambda word: len(backbone.tokenizer(word).input_ids))
+
+    view = longest(["back right" if config.backbone.view_vocabulary == "eight" else "overhead", *album.views])
+    for kind in ("rgb", "normal"):
+        scene: Scene = {}
+        if config.backbone.scene_words:
+            background = longest(["white", *album.backgrounds]) if kind == "rgb" else None
+            scene = {"framing": "upper body", "pose": longest(["a-pose", *album.poses]), "background": background}
+        backbone.tokenize([compose_prompt(subject.gender, subject.assets, kind=kind, view=view, **scene)])
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from scipy.ndimage import gaussian_filter
 
 from datamodules.asset_names import PERSON
 from datamodules.studio.baking import bake_textures, ground_truth_mesh
-from datamodules.studio.person import HELD_OUT_SEED, Person, PersonSpec, build_person, phrases, sample_person
+from datamodules.studio.config import StudioConfig
+from datamodules.studio.person import Person, PersonSpec, build_person, phrases, sample_person
 from datamodules.studio.photographer import Light, sample_background, take_picture
 from datamodules.studio.poses import sample_pose
 from datamodules.studio.vocabulary import LABEL_INDEX, LABELS, NO_PERSON
@@ -31,26 +32,6 @@ _FRAMING_CYCLE: tuple[Framing, ...] = ("full body", "upper body", "full body", "
 _POSES, _POSE_ODDS = ("standing", "walking", "arms raised", "posed"), (0.4, 0.2, 0.1, 0.3)
 _MIN_MASK_FRACTION = 0.0015
 _JPEG_QUALITY = 95
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudioConfig:
-    """How many albums, and what is in one. resolution: pixels of a photo's side. num_workers: processes."""
-
-    num_people: int = 4
-    first_seed: int = HELD_OUT_SEED
-    num_photos: int = 16
-    resolution: int = 512
-    num_workers: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("num_people", "num_photos", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.resolution < 32:
-            raise ValueError(f"resolution must be at least 32, found {self.resolution}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must be at least 0, found {self.first_seed}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

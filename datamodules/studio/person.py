@@ -12,9 +12,9 @@ from scipy.spatial import cKDTree
 
 from datamodules.studio import hair as hair_pieces
 from datamodules.studio import materials as m
-from datamodules.studio.spec import HELD_OUT_SEED, PersonSpec, phrases, sample_person
+from datamodules.studio.spec import PersonSpec, phrases, sample_person
 from datamodules.studio.surface import Piece, canonical_body, smooth, vertex_normals
-from datamodules.studio.vocabulary import LABEL_INDEX, LABELS
+from datamodules.studio.vocabulary import HELD_OUT_SEED, LABEL_INDEX, LABELS
 from datamodules.studio.wardrobe import GarmentSpec, drape_skirt, garment_layer, skirt_weights, worn_order
 from modules.geometry.body import STATURE_M, body_data, body_landmarks
 from modules.geometry.camera import BodyLandmarks

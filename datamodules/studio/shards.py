@@ -139,3 +139,14 @@ def write_prior_shards(
         with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
             pool.map(write, missing, chunksize=1)
     return [out / f"people_{start}.npz" for start in starts]
+
+
+def write_held_out_shards(out: Path, *, num_people: int, resolution: int, images_per_person: int = 8) -> Path:
+    """One shard of people that no prior is trained on, to measure it with; an existing one is kept."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"people_{HELD_OUT_SEED}.npz"
+    if path.exists():
+        return path
+    return _write_shard(
+        HELD_OUT_SEED, out=out, num_people=num_people, resolution=resolution, images_per_person=images_per_person
+    )

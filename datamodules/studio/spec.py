@@ -14,9 +14,6 @@ from datamodules.studio.wardrobe import GarmentSpec, worn_order
 from modules.diffusion.prompts import AssetPhrase
 from modules.geometry.body import body_data
 
-# People that train the prior have smaller seeds; held-out albums, which the prior never saw, start here.
-HELD_OUT_SEED = 10_000_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSpec:

@@ -56,5 +56,7 @@ LABELS = (
 )
 GARMENTS = LABELS[3:]
 LABEL_INDEX = {name: index for index, name in enumerate(LABELS)}
+# People that train the prior have smaller seeds; held-out albums, which the prior never saw, start here.
+HELD_OUT_SEED = 10_000_000
 NO_PERSON = 255  # background of a rendered label map
 COLOR_WORDS = tuple(sorted({*COLORS, *HAIR_COLORS, *SKIN_TONES}))

@@ -1,13 +1,14 @@
-"""The frozen text-to-image model that every album of a pack shares: any Stable Diffusion 1.x/2.x folder in diffusers layout.
+"""The frozen text-to-image model of a pack: any Stable Diffusion 1.x/2.x folder in diffusers layout.
 
-What differs between models (prediction type, latent size, autoencoder family) is read from their configuration files here
-and nowhere else, so that the shipped mini prior and SD run through the same lines.
+What differs between models (prediction type, latent size, autoencoder family) is read from their configuration files
+here and nowhere else, so that the shipped mini prior and SD run through the same lines.
 
 Shapes: B samples, C latent channels, an image of S x S pixels and latents of h x h, L tokens, D text features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,23 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from modules.diffusion.config import BackboneConfig
 from modules.errors import UserError
-from modules.geometry.camera import ViewVocabulary
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Which model, and how it is spoken to.
-
-    path: a local folder in diffusers layout, relative to the project's root or absolute. view_vocabulary: view words it was
-    trained on. scene_words: whether its captions name framing, pose and background (the mini prior's do).
-    attention: "plain" matrix products or torch's "fused" kernel; "auto" takes plain on a CPU.
-    """
-
-    path: str = "weights/mini"
-    view_vocabulary: ViewVocabulary = "eight"
-    scene_words: bool = True
-    attention: Literal["auto", "plain", "fused"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,7 @@ class Prediction:
 
 
 class Backbone(nn.Module):
-    """UNet, autoencoder, text encoder and tokenizer of a diffusers text-to-image model. Images are (B, 3, S, S) in [0, 1]."""
+    """UNet, autoencoder, text encoder and tokenizer of a text-to-image model. Images are (B, 3, S, S) in [0, 1]."""
 
     alphas_cumprod: Tensor
 
@@ -56,7 +42,8 @@ class Backbone(nn.Module):
         self.prediction_type: str = scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise UserError(
-                f"The scheduler's prediction_type is {self.prediction_type!r}; epsilon, v_prediction or sample is expected."
+                f"The scheduler's prediction_type is {self.prediction_type!r}; "
+                "epsilon, v_prediction or sample is expected."
             )
         self.scheduler_config = dict(scheduler.config)
         self.num_timesteps: int = scheduler.config.num_train_timesteps
@@ -71,24 +58,36 @@ class Backbone(nn.Module):
 
         folder = Path(config.path) if Path(config.path).is_absolute() else root / config.path
         missing = [
-            name
-            for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-            if not (folder / name).is_dir()
+            name for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()
         ]
         if missing:
             raise UserError(
-                f"backbone.path {folder} has no {', '.join(missing)}: a Stable Diffusion 1.x/2.x folder in diffusers layout is "
-                "expected; train the mini prior with `python -m launch pretrain` or download a model and name its folder."
+                f"backbone.path {folder} has no {', '.join(missing)}: a Stable Diffusion 1.x/2.x folder in diffusers "
+                "layout is expected; train the mini prior with `python -m launch pretrain` or download a model and "
+                "name its folder."
             )
-        local = {"local_files_only": True}
+
+        def part(name: str, load: Callable[..., Any], **options: Any) -> Any:
+            try:
+                return load(folder / name, local_files_only=True, **options)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:  # a damaged file raises anything from json, safetensors or the two libraries
+                reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
+                raise UserError(
+                    f"backbone.path {folder}: its {name} cannot be loaded ({reason}); a file seems to be missing or "
+                    "cut short, so copy or download that folder again."
+                ) from error
+
+        single = {"torch_dtype": torch.float32}
         backbone = cls(
-            unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **local),
-            vae=_load_autoencoder(folder / "vae"),
-            text_encoder=CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=torch.float32, attn_implementation="eager", **local
+            unet=part("unet", UNet2DConditionModel.from_pretrained, **single),
+            vae=part("vae", _load_autoencoder, **single),
+            text_encoder=part(
+                "text_encoder", CLIPTextModel.from_pretrained, dtype=torch.float32, attn_implementation="eager"
             ),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", **local),
+            tokenizer=part("tokenizer", CLIPTokenizer.from_pretrained),
+            scheduler=part("scheduler", DDIMScheduler.from_pretrained),
         )
         backbone.eval()
         backbone.choose_attention(config.attention)
@@ -133,7 +132,10 @@ class Backbone(nn.Module):
         return (self.vae.decode(latents / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
     def tokenize(self, prompts: list[str], *, truncate: bool = False) -> Tensor:
-        """Token ids (B, L) int64, padded to the model's length. Raises UserError when a prompt does not fit, unless `truncate`."""
+        """Token ids (B, L) int64, padded to the model's length.
+
+        Raises UserError when a prompt does not fit, unless `truncate`.
+        """
         ids = self.tokenizer(prompts, padding="max_length", truncation=truncate).input_ids
         for prompt, row in zip(prompts, ids, strict=True):
             if len(row) > self.max_tokens:
@@ -172,7 +174,8 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Draw images (B, 3, S, S) with DDIM (Song et al. 2021, eta 0) and classifier-free guidance.
 
-        text: (B, L, D). null_text: (1, L, D) or (B, L, D). The generator lives on the CPU, so that samples do not depend on the device.
+        text: (B, L, D). null_text: (1, L, D) or (B, L, D). The generator lives on the CPU, so that samples do not
+        depend on the device.
         """
         from diffusers import DDIMScheduler
 
@@ -189,7 +192,7 @@ class Backbone(nn.Module):
         return self.decode_latents(latents)
 
 
-def _load_autoencoder(folder: Path) -> Any:
+def _load_autoencoder(folder: Path, **options: Any) -> Any:
     import json
 
     from diffusers import AutoencoderKL, AutoencoderTiny
@@ -197,7 +200,7 @@ def _load_autoencoder(folder: Path) -> Any:
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
     match name:
         case "AutoencoderKL":
-            return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+            return AutoencoderKL.from_pretrained(folder, **options)
         case "AutoencoderTiny":
-            return AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+            return AutoencoderTiny.from_pretrained(folder, **options)
     raise UserError(f"{folder}/config.json names the class {name!r}; AutoencoderKL or AutoencoderTiny is expected.")

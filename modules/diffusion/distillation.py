@@ -1,54 +1,25 @@
-"""Turn a pack's renders into distillation gradients: prompts, text features, one UNet call for all subjects and views."""
+"""A pack's renders to distillation gradients: prompts, text features, one UNet call for all subjects and views."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from modules.contracts import Subject
 from modules.diffusion.backbone import Backbone
+from modules.diffusion.config import GuidanceConfig
 from modules.diffusion.guidance import (
-    Weighting,
     csd_gradient,
     distillation_weight,
     nfsd_gradient,
     sds_gradient,
 )
 from modules.diffusion.personalization import Personalization
-from modules.diffusion.prompts import NEGATIVE_PROMPT, ImageKind, compose_prompt
+from modules.diffusion.prompts import NEGATIVE_PROMPT, ImageKind, Scene, compose_prompt
 from modules.diffusion.routing import NO_ALBUM
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
-    """Score distillation. Timesteps are fractions of the schedule, drawn uniformly from an interval that moves from
-    (min_start, max_start) to (min_end, max_end) over the run. max_gradient: element-wise clamp of the latents' gradient, 0 for none.
-    """
-
-    method: Literal["nfsd", "sds", "csd"] = "nfsd"
-    weighting: Weighting = "clean"
-    guidance_scale: float = 7.5
-    min_start: float = 0.02
-    max_start: float = 0.98
-    min_end: float = 0.02
-    max_end: float = 0.98
-    max_gradient: float = 0.0
-
-    def __post_init__(self) -> None:
-        for low, high in ((self.min_start, self.max_start), (self.min_end, self.max_end)):
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"timestep fractions must satisfy 0 <= min < max <= 1, found {low} and {high}")
-
-    def interval(self, progress: float) -> tuple[float, float]:
-        """The interval of timestep fractions at a progress in [0, 1]."""
-        return (
-            self.min_start + (self.min_end - self.min_start) * progress,
-            self.max_start + (self.max_end - self.max_start) * progress,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +57,7 @@ class Distiller:
     def prompt(self, view: View) -> str:
         """The same words as in training, for an A-posed person."""
         subject = self.subjects[view.subject]
-        scene = (
+        scene: Scene = (
             {"framing": view.framing, "pose": "a-pose", "background": view.background if self.kind == "rgb" else None}
             if self.scene_words
             else {}

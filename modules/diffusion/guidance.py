@@ -1,18 +1,16 @@
 """Score distillation: the gradient with respect to clean latents, as pure functions of the model's noise predictions.
 
-Shapes: every tensor (B, C, h, h); alphas_cumprod (B,) is alphabar_t of each row. The weight w(t) is either DreamFusion's
-1 - alphabar_t or "clean", sqrt((1 - alphabar_t) / alphabar_t), which turns differences of predicted noise into differences
-of predicted clean latents and keeps high noise levels in proportion.
+Shapes: every tensor (B, C, h, h); alphas_cumprod (B,) is alphabar_t of each row. The weight w(t) is either
+DreamFusion's 1 - alphabar_t or "clean", sqrt((1 - alphabar_t) / alphabar_t), which turns differences of predicted noise
+into differences of predicted clean latents and keeps high noise levels in proportion.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Weighting = Literal["dreamfusion", "clean"]
+from modules.diffusion.config import Weighting
 
 
 def distillation_weight(alphas_cumprod: Tensor, weighting: Weighting) -> Tensor:
@@ -30,7 +28,10 @@ def distillation_weight(alphas_cumprod: Tensor, weighting: Weighting) -> Tensor:
 def sds_gradient(
     noise_text: Tensor, noise_null: Tensor, noise: Tensor, *, guidance_scale: float, weight: Tensor
 ) -> Tensor:
-    """Score distillation sampling (Poole et al. 2023, eq. 3): w (eps_cfg - eps), eps_cfg = eps_null + s (eps_text - eps_null)."""
+    """Score distillation sampling (Poole et al. 2023, eq. 3): w (eps_cfg - eps).
+
+    eps_cfg = eps_null + s (eps_text - eps_null).
+    """
     guided = noise_null + guidance_scale * (noise_text - noise_null)
     return weight * (guided - noise)
 

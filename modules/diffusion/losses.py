@@ -31,7 +31,7 @@ def attention_loss(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
 
 
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Min-SNR weight of the squared error (Hang et al. 2023): of epsilon, v or the clean sample. alphas_cumprod: (B,)."""
+    """Min-SNR weight (B,) of the squared error (Hang et al. 2023) of epsilon, v or the clean sample."""
     snr = alphas_cumprod / (1 - alphas_cumprod).clamp(min=1e-6)
     clamped = snr.clamp(max=gamma)
     match prediction_type:

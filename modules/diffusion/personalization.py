@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from modules.diffusion.adapters import TEXT_TARGETS, UNET_TARGETS, attach_adapters
+from modules.diffusion.adapters import TEXT_TARGETS, UNET_TARGETS, StackedAdapter, attach_adapters
 from modules.diffusion.backbone import Backbone
+from modules.diffusion.config import AdapterConfig
 from modules.diffusion.routing import AlbumRouting
 from modules.diffusion.tokens import PlaceholderEmbedding, add_placeholders, class_embedding
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """rank and alpha of the adapters (scale alpha / sqrt(rank)); whether the text encoder gets some too."""
-
-    rank: int = 16
-    alpha: float = 4.0
-    text_encoder: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank}")
 
 
 class Personalization(nn.Module):
@@ -76,8 +64,8 @@ class Personalization(nn.Module):
         for adapter in self.adapters():
             adapter.reset(album, generator)
 
-    def adapters(self) -> list[nn.Module]:
-        return [*self.unet_adapters.values(), *self.text_adapters.values()]
+    def adapters(self) -> list[StackedAdapter]:
+        return cast("list[StackedAdapter]", [*self.unet_adapters.values(), *self.text_adapters.values()])
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters() for parameter in adapter.parameters()]

@@ -1,10 +1,10 @@
 """The mini prior's autoencoder: an `AutoencoderTiny` whose encoder is exactly space-to-depth.
 
 A learned encoder would throw detail away that a 64^2 image cannot spare, and would stand between the renders and the
-prior's gradient. `AutoencoderTiny` without blocks is a chain of linear convolutions, so its weights can be written down:
-two stride-2 convolutions gather each 4 x 4 block of pixels into 48 channels. Diffusers loads it like any other
-autoencoder. The decoder is a normal learned one, since nearest-neighbour upsampling cannot undo space-to-depth exactly; it
-is used to look at samples, never in a loss.
+prior's gradient. `AutoencoderTiny` without blocks is a chain of linear convolutions, so its weights can be written
+down: two stride-2 convolutions gather each 4 x 4 block of pixels into 48 channels. Diffusers loads it like any other
+autoencoder. The decoder is a normal learned one, since nearest-neighbour upsampling cannot undo space-to-depth exactly;
+it is used to look at samples, never in a loss.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderTiny
 
 NUM_LATENT_CHANNELS = 48
-DOWNSAMPLING = 4
 
 
 def build_pixel_codec(decoder_channels: int = 64, decoder_blocks: tuple[int, int, int] = (2, 1, 1)) -> AutoencoderTiny:

@@ -1,14 +1,14 @@
-"""Prompts. Training, captioning and distillation all speak through `compose_prompt`, so their wording cannot drift apart.
+"""Prompts. Training, captioning and distillation all speak through `compose_prompt`, so they cannot drift apart.
 
-Wording after PuzzleAvatar (Xiu et al., TOG 2024), section 3: "a high-resolution DSLR colored image of a woman, <asset0> face,
-<asset1> haircut, wearing <asset2> shirt, and <asset3> pants, front view."
+Wording after PuzzleAvatar (Xiu et al., TOG 2024), section 3: "a high-resolution DSLR colored image of a woman, <asset0>
+face, <asset1> haircut, wearing <asset2> shirt, and <asset3> pants, front view."
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 ImageKind = Literal["rgb", "normal"]
 
@@ -23,7 +23,7 @@ BODY_ASSETS = ("face", "haircut")
 
 @dataclass(frozen=True, kw_only=True)
 class AssetPhrase:
-    """How one asset is said: `<asset2> short-sleeved shirt` has token "<asset2>", words "short-sleeved", name "shirt"."""
+    """How one asset is said: `<asset2> wide shirt` has the token "<asset2>", the words "wide", the name "shirt"."""
 
     name: str
     words: str = ""
@@ -31,6 +31,14 @@ class AssetPhrase:
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.token, self.words, self.name) if part)
+
+
+class Scene(TypedDict, total=False):
+    """The words of `compose_prompt` on everything around the assets, for models that know such words."""
+
+    framing: str | None
+    pose: str | None
+    background: str | None
 
 
 def compose_prompt(
@@ -45,8 +53,9 @@ def compose_prompt(
 ) -> str:
     """The prompt for an image of these assets. What is None is unknown and stays unsaid.
 
-    gender: the noun, "man", "woman" or "person". view: a view word ("front"). framing: "full body", "upper body" or "head".
-    pose: "a-pose", "standing", ... background: "gray", "random", ... The face comes first, then hair, then what is worn.
+    gender: the noun, "man", "woman" or "person". view: a view word ("front"). framing: "full body", "upper body" or
+    "head". pose: "a-pose", "standing", ... background: "gray", "random", ... The face comes first, then hair, then
+    what is worn.
     """
     order = {name: index for index, name in enumerate(BODY_ASSETS)}
     body = sorted((asset for asset in assets if asset.name in order), key=lambda asset: order[asset.name])

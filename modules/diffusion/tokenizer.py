@@ -19,7 +19,10 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int = 1000, max
     model = Tokenizer(BPE(end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     model.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_WORDS, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(_WORDS, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # Both forms of every byte must exist, or a byte that never ended a word in the captions would be unknown.

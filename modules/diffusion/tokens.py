@@ -17,7 +17,7 @@ def placeholder(index: int) -> str:
 
 
 def add_placeholders(tokenizer: object, count: int) -> int:
-    """Teach the tokenizer `<asset0>` .. `<asset{count-1}>`; returns the id of the first. Calling it again adds only what is missing."""
+    """Teach the tokenizer `<asset0>` .. `<asset{count-1}>`, as far as it lacks them; returns the id of the first."""
     names = [placeholder(index) for index in range(count)]
     tokenizer.add_tokens(names)  # type: ignore[attr-defined]
     ids: list[int] = tokenizer.convert_tokens_to_ids(names)  # type: ignore[attr-defined]
@@ -27,7 +27,7 @@ def add_placeholders(tokenizer: object, count: int) -> int:
 
 
 class PlaceholderEmbedding(nn.Module):
-    """Stands in for the text encoder's token embedding: known ids from the frozen table, placeholders from the row's album."""
+    """The text encoder's embedding: known ids from the frozen table, placeholders from the row's album."""
 
     def __init__(self, table: nn.Embedding, first_id: int, embeddings: nn.Parameter, routing: AlbumRouting) -> None:
         super().__init__()
@@ -47,9 +47,7 @@ class PlaceholderEmbedding(nn.Module):
         if albums is None:
             return known
         is_placeholder = (input_ids >= self.first_id) & (albums >= 0).unsqueeze(1)
-        own = self.__dict__["embeddings"][
-            albums.clamp(min=0).unsqueeze(1), (input_ids - self.first_id).clamp(min=0)
-        ]
+        own = self.__dict__["embeddings"][albums.clamp(min=0).unsqueeze(1), (input_ids - self.first_id).clamp(min=0)]
         return torch.where(is_placeholder.unsqueeze(-1), own.to(known.dtype), known)
 
 

@@ -1,7 +1,7 @@
 """Pinhole cameras that orbit a person.
 
-World: metres, y up, the person stands on y = 0 and faces +z. Azimuth 0 looks at the face, and positive azimuth moves the
-camera towards the person's left hand (+x). Camera space is OpenGL's: x right, y up, looking along -z.
+World: metres, y up, the person stands on y = 0 and faces +z. Azimuth 0 looks at the face, and positive azimuth moves
+the camera towards the person's left hand (+x). Camera space is OpenGL's: x right, y up, looking along -z.
 Clip space is nvdiffrast's: (x, y, z, w) with x, y in [-w, w], y up, and w = metres in front of the camera.
 """
 
@@ -79,7 +79,7 @@ def orbit_camera(
 
 @dataclass(frozen=True, kw_only=True)
 class BodyLandmarks:
-    """What framing needs to know of a body, in metres: its stature, its bounding box centre and the centre of its head."""
+    """What framing needs to know of a body, in metres: its stature, the centre of its bounding box and of its head."""
 
     stature_m: float
     center_m: np.ndarray

@@ -102,55 +102,13 @@ def point_to_triangles_distance(points: np.ndarray, vertices: np.ndarray, faces:
 
 
 def save_textured_mesh(path: str | os.PathLike[str], mesh: TexturedMesh) -> None:
-    """Write a GLB with an unlit-looking material (rough, not metallic) and normals for viewers; metres, y up."""
-    image = io.BytesIO()
-    Image.fromarray(mesh.texture).save(image, format="PNG")
-    vertices = np.ascontiguousarray(mesh.vertices, np.float32)
-    arrays = [
-        (vertices, "VEC3", pygltflib.ARRAY_BUFFER),
-        (vertex_normals_numpy(vertices, mesh.faces), "VEC3", pygltflib.ARRAY_BUFFER),
-        (np.ascontiguousarray(mesh.uv, np.float32), "VEC2", pygltflib.ARRAY_BUFFER),
-        (np.ascontiguousarray(mesh.faces.reshape(-1), np.uint32), "SCALAR", pygltflib.ELEMENT_ARRAY_BUFFER),
-    ]
-    gltf, blob = pygltflib.GLTF2(), bytearray()
-    for array, kind, target in arrays:
-        gltf.bufferViews.append(
-            pygltflib.BufferView(buffer=0, byteOffset=len(blob), byteLength=array.nbytes, target=target)
-        )
-        gltf.accessors.append(
-            pygltflib.Accessor(
-                bufferView=len(gltf.bufferViews) - 1,
-                componentType=pygltflib.FLOAT if array.dtype == np.float32 else pygltflib.UNSIGNED_INT,
-                count=len(array),
-                type=kind,
-                min=array.min(0).tolist() if array is vertices and len(vertices) else None,
-                max=array.max(0).tolist() if array is vertices and len(vertices) else None,
-            )
-        )
-        blob += array.tobytes()
-    png = image.getvalue()
-    gltf.bufferViews.append(pygltflib.BufferView(buffer=0, byteOffset=len(blob), byteLength=len(png)))
-    blob += png + b"\0" * (-len(png) % 4)
-    gltf.buffers.append(pygltflib.Buffer(byteLength=len(blob)))
-    gltf.images.append(pygltflib.Image(bufferView=4, mimeType="image/png"))
-    gltf.samplers.append(pygltflib.Sampler(magFilter=pygltflib.LINEAR, minFilter=pygltflib.LINEAR))
-    gltf.textures.append(pygltflib.Texture(source=0, sampler=0))
-    gltf.materials.append(
-        pygltflib.Material(
-            pbrMetallicRoughness=pygltflib.PbrMetallicRoughness(
-                baseColorTexture=pygltflib.TextureInfo(index=0), metallicFactor=0.0, roughnessFactor=1.0
-            )
-        )
-    )
-    attributes = pygltflib.Attributes(POSITION=0, NORMAL=1, TEXCOORD_0=2)
-    gltf.meshes.append(pygltflib.Mesh(primitives=[pygltflib.Primitive(attributes=attributes, indices=3, material=0)]))
-    gltf.nodes.append(pygltflib.Node(mesh=0))
-    gltf.scenes.append(pygltflib.Scene(nodes=[0]))
-    gltf.scene = 0
-    gltf.set_binary_blob(bytes(blob))
+    """Write a GLB (see `encode_glb`), whole or not at all."""
+    # Not on top: the writer needs this module's TexturedMesh.
+    from modules.geometry.gltf import encode_glb
+
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"".join(gltf.save_to_bytes()))
+    temporary.write_bytes(encode_glb(mesh, path.stem))
     os.replace(temporary, path)
 
 

@@ -15,27 +15,10 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from modules.geometry.config import TetGridConfig
 from modules.geometry.winding import signed_distance
 
 _EDGE_CORNERS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TetGridConfig:
-    """spacing_m: edge of the cubic cells. inner_m, outer_m: signed distances where the band ends."""
-
-    spacing_m: float = 0.03
-    inner_m: float = -0.07
-    outer_m: float = 0.12
-
-    def __post_init__(self) -> None:
-        if not 0 < self.spacing_m < 1:
-            raise ValueError(f"spacing_m must lie in (0, 1), found {self.spacing_m}")
-        # Edges are at most one spacing long: beyond that, the band's two borders cannot share a tetrahedron.
-        if self.inner_m > -self.spacing_m:
-            raise ValueError(f"inner_m must be at most -spacing_m = {-self.spacing_m}, found {self.inner_m}")
-        if self.outer_m < self.spacing_m:
-            raise ValueError(f"outer_m must be at least spacing_m = {self.spacing_m}, found {self.outer_m}")
 
 
 @dataclass(frozen=True, kw_only=True)

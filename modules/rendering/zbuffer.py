@@ -1,7 +1,7 @@
 """Which triangle each pixel sees: a perspective-correct z-buffer on the CPU, compiled by numba.
 
-Shapes: T triangles, V vertices, an H x W image whose row 0 is the top one. Visibility has no useful gradient, so this part
-stays outside autograd; barycentrics are computed again in torch where gradients matter.
+Shapes: T triangles, V vertices, an H x W image whose row 0 is the top one. Visibility has no useful gradient, so this
+part stays outside autograd; barycentrics are computed again in torch where gradients matter.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def _fill(points, faces, face_index, barycentric, depth):  # pragma: no cover - 
         x0, y0 = points[i0, 0], points[i0, 1]
         x1, y1 = points[i1, 0], points[i1, 1]
         x2, y2 = points[i2, 0], points[i2, 1]
-        row_first = max(0, int(math.ceil(min(y0, min(y1, y2)) - 0.5)))
-        row_last = min(height - 1, int(math.floor(max(y0, max(y1, y2)) - 0.5)))
-        col_first = max(0, int(math.ceil(min(x0, min(x1, x2)) - 0.5)))
-        col_last = min(width - 1, int(math.floor(max(x0, max(x1, x2)) - 0.5)))
+        row_first = max(0, math.ceil(min(y0, min(y1, y2)) - 0.5))
+        row_last = min(height - 1, math.floor(max(y0, max(y1, y2)) - 0.5))
+        col_first = max(0, math.ceil(min(x0, min(x1, x2)) - 0.5))
+        col_last = min(width - 1, math.floor(max(x0, max(x1, x2)) - 0.5))
         if row_first > row_last or col_first > col_last:
             continue
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
@@ -75,5 +75,7 @@ def visible_triangles(
     face_index = np.empty((height, width), np.int32)
     barycentric = np.empty((height, width, 2), np.float32)
     depth = np.empty((height, width), np.float32)
-    _fill(np.ascontiguousarray(points, np.float32), np.ascontiguousarray(faces, np.int32), face_index, barycentric, depth)
+    _fill(
+        np.ascontiguousarray(points, np.float32), np.ascontiguousarray(faces, np.int32), face_index, barycentric, depth
+    )
     return face_index, barycentric, depth

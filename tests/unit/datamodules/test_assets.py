@@ -150,6 +150,40 @@ def test_prepared_album(album_folder: Path, tmp_path: Path) -> None:
     assert equal(load_assets(tmp_path / "out" / "assets"), prepared)
 
 
+def test_mask_of_the_whole_person_is_no_asset(album_folder: Path, tmp_path: Path) -> None:
+    whole = np.zeros((64, 48), np.uint8)
+    whole[2:60, 14:34] = 255  # narrower than the assets' boxes, and longer
+    Image.fromarray(whole).save(album_folder / "mask" / "a_person.png")
+    album = read_album(album_folder, CONFIG)
+    assert album.asset_names == ("face", "shirt")
+    assert album.photos[0].person is not None
+    np.testing.assert_array_equal(album.photos[0].person, whole > 0)
+    assert album.photos[1].person is None
+    prepared = prepare_assets(album, tmp_path / "out")
+    union = prepared.masks.any(1)
+    # With the mask: bare skin counts, and what an asset's mask says of the person is never lost.
+    np.testing.assert_array_equal(prepared.person[0][:, 8:56], (whole > 0) | union[0][:, 8:56])
+    assert prepared.person[0].sum() > union[0].sum()
+    np.testing.assert_array_equal(prepared.person[1], union[1])
+    assert not (prepared.person & ~prepared.valid).any()
+    assert equal(load_assets(tmp_path / "out"), prepared)
+
+
+def test_mask_of_the_person_alone_is_not_enough(album_folder: Path) -> None:
+    for name in ("face", "shirt"):
+        (album_folder / "mask" / f"b_{name}.png").unlink()
+    Image.new("L", (48, 64), 255).save(album_folder / "mask" / "b_person.png")
+    album = read_album(album_folder, CONFIG)
+    assert [photo.stem for photo in album.photos] == ["a"]
+    assert dict(album.set_aside)["b.png"] == "none of its masks can be used"
+
+
+def test_person_of_a_wrong_shape_is_refused(album_folder: Path, tmp_path: Path) -> None:
+    prepared = prepare_assets(read_album(album_folder, CONFIG), tmp_path / "out")
+    with pytest.raises(ValueError, match="person must be"):
+        dataclasses.replace(prepared, person=prepared.person[:1])
+
+
 def test_same_album_gives_the_same_bytes(album_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepare_assets(read_album(album_folder, CONFIG), tmp_path / name)
@@ -234,6 +268,7 @@ def test_sheet_shows_every_photo_with_its_masks(stage: Path) -> None:
         images=np.zeros((100, 8, 8, 3), np.uint8),
         valid=np.ones((100, 8, 8), bool),
         masks=np.zeros((100, 2, 8, 8), bool),
+        person=np.zeros((100, 8, 8), bool),
         views=nothing,
         framings=nothing,
         poses=nothing,

@@ -56,6 +56,32 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     assert time.monotonic() - started_s < 5  # far less in fact; the machine may be busy
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "no_such_album"],
+        ["run", "no_such_album", "nosuch=1"],
+        ["run", "no_such_album", "--config", "no_such_config"],
+        ["studio", "nosuch=1"],
+        ["pretrain", "nosuch=1"],
+        ["evaluate", "no_such.glb", "no_such_album", "nosuch=1"],
+        ["report", "no_such_folder"],
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_answered_before_anything_heavy_is_loaded(words):
+    script = (
+        "import sys; from launch.__main__ import main\n"
+        "assert main(sys.argv[1:]) == 2\n"
+        "heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'numba', 'skimage'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_unknown_verb_and_no_verb():
     assert run("fly").returncode == 2
     assert "VERB" in run().stderr
@@ -191,6 +217,8 @@ def test_environment_is_set_before_libraries_load_and_the_users_settings_stay(mo
         (["studio", "num_peple=1"], "Did you mean 'num_people'?"),
         (["pretrain", "num_peple=1"], "Did you mean 'num_people'?"),
         (["evaluate", "no_such.glb", "no_such_album"], "no_such_album"),
+        (["report", "no_such_folder"], "no_such_folder is not a folder"),
+        (["bench", "no_such_benchmark"], "no benchmark 'no_such_benchmark'"),
     ],
 )
 def test_mistakes_of_every_verb(words, line, capsys, tmp_path, monkeypatch):

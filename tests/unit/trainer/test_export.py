@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -18,6 +16,7 @@ from PIL import Image
 from modules.errors import AlbumFailed, UserError
 from modules.geometry.gltf import encode_glb
 from modules.geometry.mesh import TexturedMesh, load_textured_mesh
+from tests.gltf_validator import has_validator, validator_issues
 from trainer.export import ExportConfig, export_avatar, render_turntable, turntable_cameras, write_glb
 
 SMALL = ExportConfig(turntable_frames=6, turntable_resolution=48, turntable_fps=6, strip_views=4, supersampling=1)
@@ -102,26 +101,10 @@ def test_normals_are_unit_vectors_even_for_loose_vertices(mesh: TexturedMesh) ->
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
 
 
-_VALIDATE = """
-const fs = require('fs'), validator = require('gltf-validator');
-validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
-  .then(report => console.log(JSON.stringify(report.issues)));
-"""
-
-
-def _has_validator() -> bool:
-    node = shutil.which("node")
-    return (
-        node is not None
-        and not subprocess.run([node, "-e", "require('gltf-validator')"], capture_output=True).returncode
-    )
-
-
-@pytest.mark.skipif(not _has_validator(), reason="needs node and npm's gltf-validator (found through NODE_PATH)")
+@pytest.mark.skipif(not has_validator(), reason="needs node and npm's gltf-validator (found through NODE_PATH)")
 def test_khronos_validator_finds_nothing(mesh: TexturedMesh, tmp_path: Path) -> None:
     write_glb(mesh, tmp_path / "a.glb")
-    done = subprocess.run(["node", "-e", _VALIDATE, tmp_path / "a.glb"], capture_output=True, text=True, check=True)
-    issues = json.loads(done.stdout)
+    issues = validator_issues(tmp_path / "a.glb")
     assert issues["messages"] == []
     assert issues["numErrors"] == issues["numWarnings"] == 0
 

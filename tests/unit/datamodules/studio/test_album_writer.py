@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from datamodules.album_description import parse_description
-from datamodules.studio.album_writer import StudioConfig, album_name, run_studio, take_photos, write_album
+from datamodules.studio.album_writer import album_name, run_studio, take_photos, write_album
+from datamodules.studio.config import StudioConfig
 from datamodules.studio.person import HELD_OUT_SEED, PersonSpec, build_person, sample_person
 from datamodules.studio.vocabulary import COLOR_WORDS, LABELS, NO_PERSON
 from modules.geometry.camera import FRAMINGS

@@ -142,6 +142,4 @@ def test_capture_side_of_known_models() -> None:
     )
     assert capture_side(stable_diffusion) == 16
     with pytest.raises(ValueError, match="no cross-attention outside its middle block"):
-        capture_side(
-            _Unet(sample_size=8, block_out_channels=(8,), down_block_types=("D",), up_block_types=("U",))
-        )
+        capture_side(_Unet(sample_size=8, block_out_channels=(8,), down_block_types=("D",), up_block_types=("U",)))

@@ -1,0 +1,41 @@
+"""Settings of the export; light to import, unlike `trainer.export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How the avatar is written.
+
+    max_texture_px: a larger texture is scaled down to this side. turntable_frames: frames of one whole turn;
+    turntable_resolution: side in pixels, even, as H.264 needs; turntable_fps: frames a second. elevation_deg: how far
+    above the horizon the camera stands. strip_views: views in the strip. supersampling: samples per pixel along a side.
+    background: grey behind the person, 0 to 1.
+    """
+
+    max_texture_px: int = 2048
+    turntable_frames: int = 36
+    turntable_resolution: int = 256
+    turntable_fps: int = 18
+    elevation_deg: float = 5.0
+    strip_views: int = 8
+    supersampling: int = 2
+    background: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_texture_px", 16, 16384),
+            ("turntable_frames", 1, 3600),
+            ("turntable_resolution", 16, 4096),
+            ("turntable_fps", 1, 120),
+            ("elevation_deg", -80, 80),
+            ("strip_views", 1, 64),
+            ("supersampling", 1, 8),
+            ("background", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}], found {getattr(self, name)}")
+        if self.turntable_resolution % 2:
+            raise ValueError(f"turntable_resolution must be even, found {self.turntable_resolution}")
