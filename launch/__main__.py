@@ -38,21 +38,32 @@ class Terminated(SystemExit):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One album, all stages."""
+    """One album, or a pack of several, through all stages."""
     from trainer.config import load_config
 
     config = load_config(arguments.config, [*arguments.overrides, *_out_override(arguments)])
-    album = _folder(arguments.album)
+    albums = [_folder(album) for album in arguments.album]
+    if arguments.name and len(albums) > 1:
+        raise UserError("--name fits one album only: leave it out, and each result has its album's name.")
     # Only now: a misspelt key shall not wait for Lightning and diffusers.
-    from trainer.pipeline import run_album
+    from trainer.pipeline import mean_metrics, run_album, run_pack
 
-    result = run_album(album, config, name=arguments.name)
-    if result.metrics:
+    if len(albums) == 1:
+        results = [run_album(albums[0], config, name=arguments.name)]
+    else:
+        results = run_pack(albums, config)
+    finished = [result for result in results if result.failed is None]
+    measured = [result.metrics for result in finished if result.metrics]
+    if measured:
         from trainer.metrics_table import metrics_table
 
-        print(metrics_table(result.metrics))
-    print(f"Avatar: {result.folder / 'avatar.glb'}  Report: {result.folder / 'report.html'}")
-    return 0
+        print(metrics_table(mean_metrics(measured)))
+    for result in finished:
+        print(f"Avatar: {result.folder / 'avatar.glb'}  Report: {result.folder / 'report.html'}")
+    for result in results:
+        if result.failed is not None:
+            print(f"Album {result.name}: {result.failed}.", file=sys.stderr)
+    return 0 if finished == results else EXIT_FAILED
 
 
 def studio(arguments: argparse.Namespace) -> int:
@@ -78,6 +89,20 @@ def pretrain(arguments: argparse.Namespace) -> int:
     from trainer.pretrain import run_pretrain
 
     print(run_pretrain(config, Path(arguments.out)))
+    return 0
+
+
+def card(arguments: argparse.Namespace) -> int:
+    """What a prior can do: held-out loss, colour and view accuracy, a sheet of samples."""
+    from trainer.config import PROJECT_ROOT, load_dataclass
+    from trainer.prior_card_config import CardConfig
+
+    config = load_dataclass(CardConfig, None, arguments.overrides)
+    from modules.diffusion.backbone import Backbone, BackboneConfig
+    from trainer.prior_card import run_card
+
+    backbone = Backbone.load(BackboneConfig(path=arguments.weights), root=PROJECT_ROOT)
+    print(json.dumps(run_card(backbone, config, Path(arguments.out)), indent=2))
     return 0
 
 
@@ -143,7 +168,12 @@ def build_parser() -> argparse.ArgumentParser:
         return child
 
     if child := add(run, "trainer.pipeline"):
-        child.add_argument("album", metavar="ALBUM", help="folder with image/, mask/ and a description")
+        child.add_argument(
+            "album",
+            metavar="ALBUM",
+            nargs="+",
+            help="folder with image/, mask/ and a description; several share a pack",
+        )
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
         child.add_argument("--out", metavar="DIR", help="where results go (default: out)")
         child.add_argument("--name", metavar="NAME", help="name of the result's folder (default: the album's)")
@@ -152,6 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
     if child := add(pretrain, "trainer.pretrain"):
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
         child.add_argument("--out", metavar="DIR", default="out/prior", help="where it goes (default: %(default)s)")
+    if child := add(card, "trainer.prior_card"):
+        child.add_argument("weights", metavar="WEIGHTS", nargs="?", default="weights/mini", help="a diffusers folder")
+        child.add_argument("--out", metavar="DIR", default="out/card", help="where it goes (default: %(default)s)")
     if child := add(evaluate, "trainer.evaluation"):
         child.add_argument("avatar", metavar="AVATAR", help="a GLB file, for example out/ALBUM/avatar.glb")
         child.add_argument("album", metavar="ALBUM", help="album folder with ground_truth/")

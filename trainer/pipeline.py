@@ -45,6 +45,18 @@ class AlbumResult:
     failed: str | None
 
 
+def mean_metrics(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean of each headline figure over albums, by row; rows that not every album has are left out."""
+    from trainer.evaluation import summary
+
+    rows = [name for name in measured[0] if all(name in metrics for metrics in measured)]
+    means = {}
+    for row in rows:
+        figures = [summary(metrics[row]) for metrics in measured]
+        means[row] = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
+    return means
+
+
 def run_album(album: Path, config: RunConfig, name: str | None = None) -> AlbumResult:
     """Turn one album into an avatar under config.out/<name>. Raises UserError when it cannot be done."""
     result = run_pack([album], config, names=[name] if name else None)[0]

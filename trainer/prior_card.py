@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,10 @@ from modules.diffusion.backbone import Backbone
 from modules.diffusion.losses import clean_sample_weight
 from modules.diffusion.prompts import AssetPhrase, compose_prompt
 from modules.geometry.camera import orbit_camera
+from trainer.prior_card_config import CardConfig
 
 VIEWS = {"front": 0.0, "left": 90.0, "back": 180.0, "right": -90.0}
 _SKIN, _HAIR = SKIN_TONES["pale"], HAIR_COLORS["black"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardConfig:
-    """num_seeds: samples per colour and per view. num_people: held-out people for the loss."""
-
-    num_seeds: int = 4
-    num_people: int = 24
-    num_steps: int = 25
-    guidance_scale: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in ("num_seeds", "num_people", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
 
 def outfit(color: str) -> list[AssetPhrase]:
@@ -91,6 +76,7 @@ def view_of_head(image: np.ndarray) -> str:
     return "front" if abs(offset) < 0.012 else "left" if offset < 0 else "right"
 
 
+@torch.no_grad()
 def draw(backbone: Backbone, prompts: list[str], config: CardConfig, seed: int) -> np.ndarray:
     """Samples (N, S, S, 3) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)

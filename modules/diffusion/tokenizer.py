@@ -15,7 +15,10 @@ _WORDS = Regex(r"""<\|startoftext\|>|<\|endoftext\|>|[\p{L}]+|[\p{N}]|[^\s\p{L}\
 
 
 def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int = 1000, max_tokens: int = 64) -> CLIPTokenizer:
-    """Learn a vocabulary of at most `vocabulary_size` tokens; the two special tokens come last, as in CLIP."""
+    """Learn a vocabulary of about `vocabulary_size` tokens; the two special tokens come last, as in CLIP.
+
+    The same captions give the same vocabulary.
+    """
     model = Tokenizer(BPE(end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     model.pre_tokenizer = pre_tokenizers.Sequence(
@@ -27,8 +30,15 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int = 1000, max
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # Both forms of every byte must exist, or a byte that never ended a word in the captions would be unknown.
     base = alphabet + [letter + "</w>" for letter in alphabet]
+    captions = list(captions)
+    # Named here, or else they get their ids in the order of a hash table, and equally frequent pairs merge by id.
+    endings = sorted({piece[-1] + "</w>" for caption in set(captions) for piece in _pieces(model, caption)})
     trainer = BpeTrainer(
-        vocab_size=vocabulary_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocabulary_size,
+        initial_alphabet=alphabet,
+        special_tokens=endings,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     model.train_from_iterator(captions, trainer)
     learned = json.loads(model.to_str())["model"]
@@ -38,6 +48,11 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary_size: int = 1000, max
     return CLIPTokenizer(
         vocab={word: index for index, word in enumerate(words)}, merges=merges, model_max_length=max_tokens
     )
+
+
+def _pieces(model: Tokenizer, caption: str) -> list[str]:
+    normalized = model.normalizer.normalize_str(caption)
+    return [piece for piece, _ in model.pre_tokenizer.pre_tokenize_str(normalized)]
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -1,0 +1,20 @@
+"""Settings of the prior's card, light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """num_seeds: samples per colour and per view. num_people: held-out people for the loss."""
+
+    num_seeds: int = 4
+    num_people: int = 24
+    num_steps: int = 25
+    guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "num_people", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
