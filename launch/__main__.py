@@ -48,10 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     # Only now: a misspelt key shall not wait for Lightning and diffusers.
     from trainer.pipeline import mean_metrics, run_album, run_pack
 
-    if len(albums) == 1:
-        results = [run_album(albums[0], config, name=arguments.name)]
-    else:
-        results = run_pack(albums, config)
+    alone = len(albums) == 1
+    results = [run_album(albums[0], config, name=arguments.name)] if alone else run_pack(albums, config)
     finished = [result for result in results if result.failed is None]
     measured = [result.metrics for result in finished if result.metrics]
     if measured:
