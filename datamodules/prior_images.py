@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from datamodules.views import mirror_view
 from modules.diffusion.prompts import NEGATIVE_PROMPT, AssetPhrase, ImageKind, compose_prompt
 from modules.errors import UserError
 
@@ -33,14 +34,6 @@ class CaptionConfig:
         for name, value in vars(self).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], found {value}")
-
-
-_MIRRORED = {"left": "right", "right": "left"}
-
-
-def mirror_words(words: str | None) -> str | None:
-    """Swap left and right in a view word: "front left" becomes "front right"."""
-    return words and " ".join(_MIRRORED.get(word, word) for word in words.split())
 
 
 def mirror_normals(image: np.ndarray) -> np.ndarray:
@@ -64,7 +57,7 @@ def describe(meta: dict, rng: np.random.Generator, config: CaptionConfig, kind: 
         for key in ("view", "framing", "pose", "background")
     }
     if mirrored:
-        scene["view"] = mirror_words(scene["view"])
+        scene["view"] = mirror_view(scene["view"])
     if kind == "normal":
         scene["background"] = None
     return compose_prompt(meta["gender"], assets, kind=kind, **scene)

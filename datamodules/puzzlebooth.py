@@ -16,7 +16,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from datamodules.assets import PreparedAlbum
-from datamodules.prior_images import PriorImages, mirror_words
+from datamodules.prior_images import PriorImages
+from datamodules.views import mirror_view, parse_view
 from modules.contracts import BoothBatch, RowKind, Subject
 from modules.diffusion.prompts import AssetPhrase, Scene, compose_prompt
 from modules.diffusion.tokens import placeholder
@@ -25,10 +26,6 @@ from modules.geometry.camera import ViewVocabulary
 from modules.puzzlebooth_config import PuzzleBoothConfig
 
 _PLAIN = {"white": 237, "gray": 128, "black": 18}
-_COARSE_VIEWS = {"front left": "side", "front right": "side", "left": "side", "right": "side"} | {
-    "back left": "side",
-    "back right": "side",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +132,9 @@ class UnionSampler:
         view = album.views[index]
         if mirrored:
             image, masks, loss_mask = image[:, ::-1], masks[..., ::-1], loss_mask[:, ::-1]
-            view = mirror_words(view)
+            view = mirror_view(view)
         if self.shape.view_vocabulary == "four" and view is not None:
-            view = _COARSE_VIEWS.get(view, view)
+            view = parse_view(view, "four")
         scene: Scene = (
             {"framing": album.framings[index], "pose": album.poses[index], "background": background}
             if self.shape.scene_words

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from modules.diffusion.config import CODEC_DOWNSAMPLING
+from modules.diffusion.losses import clean_sample_weight
 from modules.diffusion.pixel_codec import NUM_LATENT_CHANNELS, build_pixel_codec
 from modules.diffusion.processors import use_plain_attention
 from modules.prior_config import PriorConfig
@@ -70,9 +71,15 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def sample_loss_weight(alphas_cumprod: Tensor) -> Tensor:
-    """Weight of the squared error of the predicted clean sample: sqrt(SNR), clamped to [.5, 3]."""
-    return (alphas_cumprod / (1 - alphas_cumprod)).sqrt().clamp(0.5, 3.0)
+def draw_timesteps(count: int, high_noise_fraction: float, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) int64 in [0, 1000): uniform, but `high_noise_fraction` of them in the noisiest 30 %.
+
+    What words decide, colours and layout, is decided while next to nothing of the image can be seen; of uniform draws
+    from the cosine schedule only a tenth lie there.
+    """
+    uniform = torch.rand(count, generator=generator, device=generator.device)
+    high = torch.rand(count, generator=generator, device=generator.device) < high_noise_fraction
+    return (torch.where(high, 0.7 + 0.3 * uniform, uniform) * 1000).long().clamp(max=999)
 
 
 class PriorModule(lightning.LightningModule):
@@ -127,7 +134,7 @@ class PriorModule(lightning.LightningModule):
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         text = self.text_encoder(input_ids=batch["input_ids"]).last_hidden_state
         prediction = self.unet(noisy.to(memory_format=torch.channels_last), timesteps, text).sample.float()
-        denoising = ((prediction - latents) ** 2 * sample_loss_weight(alphas)).mean()
+        denoising = ((prediction - latents) ** 2 * clean_sample_weight(alphas)).mean()
         # Decoding a few images is enough; latents are perturbed a little since samples are never exact.
         some = latents[:2] + 0.05 * noise[:2]
         codec = (self.codec.decode(some).sample.float() / 2 + 0.5 - batch["images"][:2]).abs().mean()
@@ -138,7 +145,7 @@ class PriorModule(lightning.LightningModule):
         generator = torch.Generator(device=self.device).manual_seed(
             (self.global_step * 4096 + self.global_rank) % 2**62
         )
-        timesteps = torch.randint(0, 1000, (num_images,), generator=generator, device=self.device)
+        timesteps = draw_timesteps(num_images, self.config.high_noise_fraction, generator)
         side = self.config.resolution // CODEC_DOWNSAMPLING
         noise = torch.randn(num_images, NUM_LATENT_CHANNELS, side, side, generator=generator, device=self.device)
         losses = self.losses(batch, timesteps, noise)
@@ -146,7 +153,9 @@ class PriorModule(lightning.LightningModule):
         return losses["denoising"] + self.config.weight_codec * losses["codec"]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        # Apart, so that the codec's noisy gradient does not decide the model's step size.
+        nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text_encoder.parameters()], 1.0)
+        nn.utils.clip_grad_norm_(self.codec.decoder.parameters(), 1.0)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -14,8 +14,8 @@ class PriorConfig:
     resolution: pixels per side. channels: UNet width per level; at the coarsest level, 4 x 4, zero padding tells every
     cell where it is, without which bodies do not stand upright for a long time. text_width, text_layers: text encoder.
     learning_rate: constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls
-    linearly to a tenth. ema_fraction: the average covers about this fraction of the steps taken so far. batch_size:
-    images per process.
+    linearly to a tenth. high_noise_fraction: share of draws that go to the noisiest 30 % of timesteps. ema_fraction:
+    the average covers about this fraction of the steps taken so far. batch_size: images per process.
     """
 
     resolution: int = 64
@@ -32,6 +32,7 @@ class PriorConfig:
     ema_fraction: float = 0.1
     batch_size: int = 32
     weight_codec: float = 1.0
+    high_noise_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         coarsest = CODEC_DOWNSAMPLING * 2 ** (len(self.channels) - 1)
@@ -39,5 +40,7 @@ class PriorConfig:
             raise ValueError(f"resolution must be a multiple of {coarsest}, found {self.resolution}")
         if not 0 < self.ema_fraction < 1:
             raise ValueError(f"ema_fraction must lie in (0, 1), found {self.ema_fraction}")
+        if not 0 <= self.high_noise_fraction <= 1:
+            raise ValueError(f"high_noise_fraction must lie in [0, 1], found {self.high_noise_fraction}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")

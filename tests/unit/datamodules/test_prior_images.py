@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.prior_images import CaptionConfig, PriorImages, degrade, describe, mirror_normals, mirror_words
+from datamodules.prior_images import CaptionConfig, PriorImages, degrade, describe, mirror_normals
+from datamodules.views import mirror_view
 from modules.diffusion.prompts import NEGATIVE_PROMPT
 from modules.errors import UserError
 
@@ -75,10 +76,10 @@ def test_parts_are_left_out_as_often_as_asked() -> None:
 
 def test_mirrored_views_swap_left_and_right() -> None:
     assert "front right view" in caption(WHOLE, mirrored=True)
-    assert mirror_words("left") == "right"
-    assert mirror_words("back right") == "back left"
-    assert mirror_words("front") == "front"
-    assert mirror_words(None) is None
+    assert mirror_view("left") == "right"
+    assert mirror_view("back right") == "back left"
+    assert mirror_view("front") == "front"
+    assert mirror_view(None) is None
 
 
 def test_mirrored_normals_look_the_other_way() -> None:

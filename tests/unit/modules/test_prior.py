@@ -10,9 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from modules.diffusion.backbone import Backbone, BackboneConfig
-from modules.diffusion.losses import clean_sample_weight
 from modules.diffusion.tokenizer import train_tokenizer
-from modules.prior import PriorConfig, PriorModule, sample_loss_weight
+from modules.prior import PriorConfig, PriorModule, draw_timesteps
 from trainer.fit import fit
 from trainer.runtime import RuntimeConfig
 
@@ -105,13 +104,6 @@ def test_losses_depend_on_the_caption_and_on_the_noise_level() -> None:
     assert module.losses(batch, high, noise)["denoising"] != losses["denoising"]
 
 
-def test_weight_is_the_one_that_puzzlebooth_uses() -> None:
-    alphas = build().alphas_cumprod[:-1]
-    torch.testing.assert_close(sample_loss_weight(alphas), clean_sample_weight(alphas))
-    assert float(sample_loss_weight(alphas).min()) == 0.5
-    assert float(sample_loss_weight(alphas).max()) == 3.0
-
-
 def test_export_is_a_stock_pipeline_and_a_backbone(trained: PriorModule, tmp_path: Path) -> None:
     trained.export(tmp_path / "weights")
     # The weights are stored in half precision, which a CPU cannot run.
@@ -157,3 +149,15 @@ def test_exported_weights_are_a_start(trained: PriorModule, tmp_path: Path) -> N
 def test_ranges(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PriorConfig(**change)
+
+
+def test_half_of_the_timesteps_are_noisy_ones() -> None:
+    timesteps = draw_timesteps(4000, 0.5, torch.Generator().manual_seed(0))
+    assert timesteps.min() >= 0
+    assert timesteps.max() <= 999
+    noisy = (timesteps >= 700).float().mean().item()
+    assert noisy == pytest.approx(0.5 + 0.5 * 0.3, abs=0.03)
+    uniform = draw_timesteps(4000, 0.0, torch.Generator().manual_seed(0))
+    assert (uniform >= 700).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    with pytest.raises(ValueError, match="high_noise_fraction must lie in"):
+        PriorConfig(high_noise_fraction=1.5)
