@@ -195,6 +195,12 @@ class PuzzleBoothBatches:
             "noise": torch.stack([row.noise for row in rows]),
         }
 
+    def _timestep(self, rng: np.random.Generator) -> int:
+        count, fraction = self.shape.num_timesteps, self.config.high_noise_fraction
+        if fraction > 0 and rng.random() < fraction:
+            return int(rng.integers(round(0.7 * count), count))
+        return int(rng.integers(count))
+
     def _rows(self, album: int, step: int) -> list[_Row]:
         rng = np.random.default_rng((self.seeds[album], step))
         config = self.config
@@ -231,7 +237,7 @@ class PuzzleBoothBatches:
                 mask=mask,
                 chosen=chosen,
                 asset_masks=asset_masks,
-                timestep=int(rng.integers(self.shape.num_timesteps)),
+                timestep=self._timestep(rng),
                 noise=torch.randn(shape, generator=generator),
             )
             for kind, image, prompt, mask, chosen, asset_masks in drawn

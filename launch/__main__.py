@@ -204,6 +204,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [word for word in rest if word not in overrides] or ([] if arguments.takes_overrides else overrides)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if isinstance(getattr(arguments, "album", None), list):
+        # Overrides that stand behind the albums look like further albums to argparse.
+        taken = [word for word in arguments.album if OVERRIDE.fullmatch(word) and not Path(word).is_dir()]
+        arguments.album = [word for word in arguments.album if word not in taken]
+        overrides = [*taken, *overrides]
+        if not arguments.album:
+            parser.error("the following arguments are required: ALBUM")
     arguments.overrides = overrides
     return arguments
 

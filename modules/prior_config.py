@@ -14,8 +14,9 @@ class PriorConfig:
     resolution: pixels per side. channels: UNet width per level; at the coarsest level, 4 x 4, zero padding tells every
     cell where it is, without which bodies do not stand upright for a long time. text_width, text_layers: text encoder.
     learning_rate: constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls
-    linearly to a tenth. high_noise_fraction: share of draws that go to the noisiest 30 % of timesteps. ema_fraction:
-    the average covers about this fraction of the steps taken so far. batch_size: images per process.
+    linearly to a tenth; the text encoder's is `text_rate_factor` times it. high_noise_fraction: share of draws that go
+    to the noisiest 30 % of timesteps. ema_fraction: the average covers about this fraction of the steps taken so far.
+    batch_size: images per process.
     """
 
     resolution: int = 64
@@ -25,6 +26,7 @@ class PriorConfig:
     max_tokens: int = 64
     vocabulary_size: int = 1000
     learning_rate: float = 1e-3
+    text_rate_factor: float = 0.3
     warmup_steps: int = 200
     cooldown_images: int = 0
     num_images: int = 4_000_000
@@ -42,5 +44,7 @@ class PriorConfig:
             raise ValueError(f"ema_fraction must lie in (0, 1), found {self.ema_fraction}")
         if not 0 <= self.high_noise_fraction <= 1:
             raise ValueError(f"high_noise_fraction must lie in [0, 1], found {self.high_noise_fraction}")
+        if not 0 < self.text_rate_factor <= 1:
+            raise ValueError(f"text_rate_factor must lie in (0, 1], found {self.text_rate_factor}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")

@@ -36,7 +36,8 @@ class PuzzleBoothConfig:
     keeps their colours from bleeding into the background. face_weight: how much likelier a face is sampled than another
     asset. mask_dilation: fraction of the image by which masks grow; the face's grows by face_dilation of its box
     besides. token_lr_in_joint: the embeddings' rate in the joint phase, as a multiple of the adapters'.
-    min_snr_gamma: 0 for none.
+    min_snr_gamma: 0 for none. high_noise_fraction:
+    share of timesteps drawn from the noisiest 30 %, where layout and colours are decided; 0 draws all uniformly.
     """
 
     token_phase: PhaseConfig = field(default_factory=lambda: PhaseConfig(steps=100, lr=5e-3))
@@ -59,11 +60,12 @@ class PuzzleBoothConfig:
     mask_dilation: float = 0.01
     face_dilation: float = 0.25
     min_snr_gamma: float = 0.0
+    high_noise_fraction: float = 0.0
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("compose_fraction", "flip_probability"):
+        for name in ("compose_fraction", "flip_probability", "high_noise_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
         if self.photos_per_step < 1:

@@ -175,3 +175,14 @@ def test_subjects_speak_with_tokens_or_in_words_alone() -> None:
     words = subject_of(tiny_album(), NO_ALBUM, seed=0, personalized=False)
     assert [str(asset) for asset in words.assets] == ["oval face", "t-shirt", "long trousers"]
     assert words.seed == subject.seed
+
+
+def test_noisy_timesteps_can_be_drawn_more_often() -> None:
+    def share(fraction: float) -> float:
+        sampled = batches("a", config=PuzzleBoothConfig(photos_per_step=8, high_noise_fraction=fraction))
+        times = torch.cat([sampled(step)["timesteps"] for step in range(40)])
+        assert 0 <= times.min() <= times.max() < 1000
+        return (times >= 700).float().mean().item()
+
+    assert share(0.0) == pytest.approx(0.3, abs=0.08)
+    assert share(1.0) == 1.0

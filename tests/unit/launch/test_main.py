@@ -254,3 +254,18 @@ def test_evaluate_prints_the_metrics_of_an_avatar(tmp_path, capsys):
     assert command_line.main(words) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["corrected"]["chamfer_cm"] == pytest.approx(0, abs=1e-3)
+
+
+def test_several_albums_and_overrides_in_any_order(tmp_path: Path) -> None:
+    arguments = command_line.parse(["run", "seed=1", "a", "b", "texture.steps=3", "--out", str(tmp_path)])
+    assert arguments.album == ["a", "b"]
+    assert sorted(arguments.overrides) == ["seed=1", "texture.steps=3"]
+    with pytest.raises(SystemExit):
+        command_line.parse(["run", "seed=1"])
+
+
+def test_a_name_fits_one_album_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert command_line.main(["run", str(tmp_path / "a"), str(tmp_path / "b"), "--name", "c"]) == 2
+    assert "--name fits one album only" in capsys.readouterr().err

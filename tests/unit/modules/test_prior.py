@@ -161,3 +161,15 @@ def test_half_of_the_timesteps_are_noisy_ones() -> None:
     assert (uniform >= 700).float().mean().item() == pytest.approx(0.3, abs=0.03)
     with pytest.raises(ValueError, match="high_noise_fraction must lie in"):
         PriorConfig(high_noise_fraction=1.5)
+    with pytest.raises(ValueError, match="text_rate_factor must lie in"):
+        PriorConfig(text_rate_factor=0)
+
+
+def test_words_in_the_middle_of_a_prompt_change_the_features_after_training(trained: PriorModule) -> None:
+    """A text encoder whose layers outgrow its embeddings hears the first and the last words only."""
+    prompts = ["a red man in front", "a blue man in front"]
+    ids = trained.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    position = int((ids[0] != ids[1]).nonzero()[0])
+    with torch.no_grad():
+        features = trained.text_encoder(input_ids=ids).last_hidden_state
+    assert (features[0, position] - features[1, position]).abs().mean() > 0.2
