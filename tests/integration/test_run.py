@@ -18,6 +18,7 @@ from PIL import Image
 
 from modules.diffusion.distillation import Distiller
 from modules.errors import UserError
+from modules.geometry.mesh import load_textured_mesh
 from modules.puzzlebooth import PuzzleBooth
 from tests.integration.smoke import (
     PROJECT_ROOT,
@@ -183,7 +184,11 @@ def test_deleted_results_come_back_and_a_damaged_stage_is_made_anew(
     (out / "woman" / "report.html").unlink()
     run_pack(albums, config_of(out, backbone))
     assert (out / "woman/report.html").exists()
-    assert (out / "man/avatar.glb").stat().st_size == (smoke_out / "man/avatar.glb").stat().st_size
+    # The texture was trained again, now in a pack of one: the surface is the same, a colour may round the other way.
+    ours, theirs = (load_textured_mesh(folder / "man/avatar.glb") for folder in (out, smoke_out))
+    np.testing.assert_array_equal(ours.vertices, theirs.vertices)
+    np.testing.assert_array_equal(ours.uv, theirs.uv)
+    assert np.abs(ours.texture.astype(int) - theirs.texture).max() <= 1
     assert_same_metrics(out / "man", smoke_out / "man", rel=1e-4)
     assert leftovers(out) == []
 
