@@ -184,11 +184,9 @@ def test_deleted_results_come_back_and_a_damaged_stage_is_made_anew(
     (out / "woman" / "report.html").unlink()
     run_pack(albums, config_of(out, backbone))
     assert (out / "woman/report.html").exists()
-    # The texture was trained again, now in a pack of one: the surface is the same, a colour may round the other way.
     ours, theirs = (load_textured_mesh(folder / "man/avatar.glb") for folder in (out, smoke_out))
-    np.testing.assert_array_equal(ours.vertices, theirs.vertices)
-    np.testing.assert_array_equal(ours.uv, theirs.uv)
-    assert np.abs(ours.texture.astype(int) - theirs.texture).max() <= 1
+    np.testing.assert_array_equal(np.hstack([ours.vertices, ours.uv]), np.hstack([theirs.vertices, theirs.uv]))
+    assert np.abs(ours.texture.astype(int) - theirs.texture).max() <= 1, "trained anew in a smaller pack, it may round"
     assert_same_metrics(out / "man", smoke_out / "man", rel=1e-4)
     assert leftovers(out) == []
 
