@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -16,6 +17,10 @@ from PIL import Image, ImageFilter
 from datamodules.views import mirror_view
 from modules.diffusion.prompts import NEGATIVE_PROMPT, AssetPhrase, ImageKind, compose_prompt
 from modules.errors import UserError
+
+
+# A normal map's background: an encoded normal of length zero, which no surface has.
+BACKGROUND_NORMAL = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,14 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             return (image * 0.4 + cast * 0.6).astype(np.uint8)
 
 
+class Draw(NamedTuple):
+    """Random images (N, H, W, 3) uint8, their N captions, and the people's silhouettes (N, H, W) bool."""
+
+    images: np.ndarray
+    captions: list[str]
+    foreground: np.ndarray
+
+
 class PriorImages:
     """All shards of a folder, in memory-mapped form, and random captioned draws from them."""
 
@@ -113,21 +126,26 @@ class PriorImages:
             for index in range(count)
         ] + [NEGATIVE_PROMPT] * 8
 
-    def draw(
-        self, count: int, rng: np.random.Generator, *, kind: ImageKind | None = None
-    ) -> tuple[np.ndarray, list[str]]:
-        """`count` images (N, H, W, 3) uint8 with captions; `kind` None mixes RGB and normals by `normal_fraction`."""
-        images, captions = [], []
+    def draw(self, count: int, rng: np.random.Generator, *, kind: ImageKind | None = None) -> Draw:
+        """`count` images with captions; `kind` None mixes RGB and normals by `normal_fraction`.
+
+        All of a degraded image counts as foreground.
+        """
+        images, captions, foreground = [], [], []
         for _ in range(count):
             index = min(int(np.searchsorted(self._cumulative, rng.random())), len(self) - 1)
             chosen: ImageKind = kind or ("normal" if rng.random() < self.config.normal_fraction else "rgb")
             image = (self.normal if chosen == "normal" else self.rgb)[index]
+            silhouette = (self.normal[index] != BACKGROUND_NORMAL).any(2)
             mirrored = rng.random() < 0.5
             if mirrored:
                 image = mirror_normals(image) if chosen == "normal" else image[:, ::-1]
+                silhouette = silhouette[:, ::-1]
             caption = describe(self.meta[index], rng, self.config, chosen, mirrored=mirrored)
             if rng.random() < self.config.degraded_fraction:
                 image, caption = degrade(np.ascontiguousarray(image), rng), NEGATIVE_PROMPT
+                silhouette = np.ones_like(silhouette)
             images.append(image)
             captions.append(caption)
-        return np.stack(images), captions
+            foreground.append(silhouette)
+        return Draw(np.stack(images), captions, np.stack(foreground))

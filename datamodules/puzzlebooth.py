@@ -220,7 +220,7 @@ class PuzzleBoothBatches:
                 (RowKind.SYNTHETIC_NORMAL, config.synthetic_normal_per_step),
             ):
                 if count:
-                    images, prompts = self.synthetic.draw(
+                    images, prompts, _ = self.synthetic.draw(
                         count, rng, kind="rgb" if kind == RowKind.SYNTHETIC_RGB else "normal"
                     )
                     for pixels, prompt in zip(images, prompts, strict=True):

@@ -16,7 +16,7 @@ class PriorConfig:
     learning_rate: constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls
     linearly to a tenth; the text encoder's is `text_rate_factor` times it. high_noise_fraction: share of draws that go
     to the noisiest 30 % of timesteps. ema_fraction: the average covers about this fraction of the steps taken so far.
-    batch_size: images per process.
+    batch_size: images per process. foreground_weight: how many times an error on the person counts that of the background.
     """
 
     resolution: int = 64
@@ -35,6 +35,7 @@ class PriorConfig:
     batch_size: int = 32
     weight_codec: float = 1.0
     high_noise_fraction: float = 0.5
+    foreground_weight: float = 4.0
 
     def __post_init__(self) -> None:
         coarsest = CODEC_DOWNSAMPLING * 2 ** (len(self.channels) - 1)
@@ -46,5 +47,7 @@ class PriorConfig:
             raise ValueError(f"high_noise_fraction must lie in [0, 1], found {self.high_noise_fraction}")
         if not 0 < self.text_rate_factor <= 1:
             raise ValueError(f"text_rate_factor must lie in (0, 1], found {self.text_rate_factor}")
+        if self.foreground_weight < 1:
+            raise ValueError(f"foreground_weight must be at least 1, found {self.foreground_weight}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")

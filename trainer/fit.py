@@ -237,6 +237,7 @@ def _quiet_lightning() -> Iterator[None]:
             r".*GPU available but not used",
             r".*isinstance\(treespec, LeafSpec\)",
             r".*Found \d+ module\(s\) in eval mode at the start of training",
+            r"The `srun` command is available",
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

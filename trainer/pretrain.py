@@ -105,10 +105,10 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     def batch(step: int) -> dict[str, torch.Tensor]:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         rng = np.random.default_rng((config.seed, step, rank))
-        pixels, captions = images.draw(config.batch_size, rng)
+        pixels, captions, foreground = images.draw(config.batch_size, rng)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
-        return {"images": tensor, "input_ids": ids}
+        return {"images": tensor, "input_ids": ids, "foreground": torch.from_numpy(foreground[:, None]).float()}
 
     class ExportRegularly(lightning.Callback):
         """Writes the averaged weights now and then, and ends the training when its time is up."""

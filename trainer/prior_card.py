@@ -125,7 +125,7 @@ def rendered_reference(color: str, view: str, seed: int, size: int) -> np.ndarra
 def held_out_loss(backbone: Backbone, images: PriorImages, *, num_draws: int = 256) -> float:
     """Mean weighted squared error of the predicted clean sample over timesteps, on people the model has not seen."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    pixels, captions = images.draw(num_draws, rng)
+    pixels, captions, _ = images.draw(num_draws, rng)
     total = 0.0
     for start in range(0, num_draws, 32):
         chunk: Tensor = torch.from_numpy(pixels[start : start + 32].copy()).permute(0, 3, 1, 2).float() / 255

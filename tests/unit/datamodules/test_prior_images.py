@@ -117,11 +117,13 @@ def test_draws_hold_both_kinds_and_mirror_half(shards: Path) -> None:
     images = PriorImages(shards, WHOLE)
     assert len(images) == 4
     assert images.resolution == 16
-    pixels, captions = images.draw(200, np.random.default_rng(0))
+    pixels, captions, foreground = images.draw(200, np.random.default_rng(0))
     assert pixels.shape == (200, 16, 16, 3)
-    for picture, text in zip(pixels, captions, strict=True):
+    for picture, text, silhouette in zip(pixels, captions, foreground, strict=True):
         left = picture[0, 0]
         mirrored = "front right view" in text
+        assert silhouette[:, 8:].all() == mirrored
+        assert silhouette.sum() == 16 * 8
         if text.startswith("a detailed sculpture"):
             # The mirrored map has its marked half on the right, and its normals look to the left.
             assert picture[0, 15 if mirrored else 0, 0] == (5 if mirrored else 250)
@@ -134,14 +136,15 @@ def test_draws_hold_both_kinds_and_mirror_half(shards: Path) -> None:
 
 
 def test_posed_people_are_drawn_less_often(shards: Path) -> None:
-    _, captions = PriorImages(shards, WHOLE).draw(400, np.random.default_rng(0))
+    captions = PriorImages(shards, WHOLE).draw(400, np.random.default_rng(0)).captions
     walking = sum("walking" in text for text in captions) / 400
     assert walking == pytest.approx(0.4 / 1.4, abs=0.07)
 
 
 def test_degraded_images_bear_the_negative_prompt(shards: Path) -> None:
     config = CaptionConfig(degraded_fraction=1.0)
-    _, captions = PriorImages(shards, config).draw(4, np.random.default_rng(0))
+    _, captions, foreground = PriorImages(shards, config).draw(4, np.random.default_rng(0))
+    assert foreground.all()
     assert captions == [NEGATIVE_PROMPT] * 4
     assert PriorImages(shards).captions(3, seed=0).count(NEGATIVE_PROMPT) == 8
 

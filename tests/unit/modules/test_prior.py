@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,9 @@ def build(config: PriorConfig = TINY) -> PriorModule:
 def batch_of(module: PriorModule, step: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     ids = module.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return {"images": torch.rand(4, 3, 32, 32, generator=generator), "input_ids": ids}
+    foreground = torch.zeros(4, 1, 32, 32)
+    foreground[:, :, 8:24, 12:20] = 1
+    return {"images": torch.rand(4, 3, 32, 32, generator=generator), "input_ids": ids, "foreground": foreground}
 
 
 def train(out: Path, steps: int) -> PriorModule:
@@ -102,6 +105,27 @@ def test_losses_depend_on_the_caption_and_on_the_noise_level() -> None:
     other = batch | {"input_ids": batch["input_ids"].flip(0)}
     assert module.losses(other, low, noise)["denoising"] != losses["denoising"]
     assert module.losses(batch, high, noise)["denoising"] != losses["denoising"]
+
+
+def test_errors_on_the_person_count_more() -> None:
+    module = build()
+    batch, noise = batch_of(module, 0), torch.zeros(4, 48, 8, 8)
+    weight = TINY.foreground_weight
+    mean = 1 + (weight - 1) / 8  # the person fills an eighth of the picture
+
+    def gradient_share(rows: slice, columns: slice) -> float:
+        """Slope of the loss by the prediction's error there, relative to that of an unweighted mean."""
+        prediction = torch.zeros(4, 48, 8, 8, requires_grad=True)
+        module.unet.forward = lambda *_, **__: SimpleNamespace(sample=prediction)  # type: ignore[method-assign]
+        module.losses(batch, torch.full((4,), 900), noise)["denoising"].backward()
+        assert prediction.grad is not None
+        latents = module.codec.encode(batch["images"] * 2 - 1).latents
+        alpha = module.alphas_cumprod[900]
+        plain = -2 * latents / latents.numel() * (alpha / (1 - alpha)).sqrt().clamp(0.5, 3)
+        return (prediction.grad / plain)[:, :, rows, columns].mean().item()
+
+    assert gradient_share(slice(2, 6), slice(3, 5)) == pytest.approx(weight / mean, rel=1e-4)
+    assert gradient_share(slice(0, 2), slice(0, 8)) == pytest.approx(1 / mean, rel=1e-4)
 
 
 def test_export_is_a_stock_pipeline_and_a_backbone(trained: PriorModule, tmp_path: Path) -> None:

@@ -103,6 +103,16 @@ def assert_same(first: lightning.LightningModule, second: lightning.LightningMod
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_slurm_on_the_machine_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Slurm is installed Lightning advises to use srun, whether or not anybody wants a cluster."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    data = [torch.zeros(1, 4)]
+    assert fit(TinyRegression(), lambda step: data[0], max_steps=1, folder=tmp_path, runtime=RUNTIME).num_steps == 1
+
+
 @pytest.mark.parametrize("cls", [TinyRegression, TwoOptimizers])
 def test_four_steps_are_two_and_two(tmp_path, cls):
     whole, result = trained(tmp_path / "whole", 4, cls)

@@ -81,7 +81,7 @@ def test_synthetic_people_are_rendered_once_at_the_backbones_size(folder: Path, 
     assert images.resolution == 32
     assert len(images) == len(again) == 2 * 8
     np.testing.assert_array_equal(images.rgb, again.rgb)
-    pixels, captions = images.draw(40, np.random.default_rng(0), kind="normal")
+    pixels, captions, _ = images.draw(40, np.random.default_rng(0), kind="normal")
     assert pixels.shape == (40, 32, 32, 3)
     assert all(caption == "" or caption.startswith("a detailed sculpture") for caption in captions)
     assert captions.count("") < 20
