@@ -18,7 +18,6 @@ from datamodules.views import mirror_view
 from modules.diffusion.prompts import NEGATIVE_PROMPT, AssetPhrase, ImageKind, compose_prompt
 from modules.errors import UserError
 
-
 # A normal map's background: an encoded normal of length zero, which no surface has.
 BACKGROUND_NORMAL = 128
 

@@ -16,7 +16,7 @@ class PriorConfig:
     learning_rate: constant after warm-up, until the last `cooldown_images` of `num_images`, over which it falls
     linearly to a tenth; the text encoder's is `text_rate_factor` times it. high_noise_fraction: share of draws that go
     to the noisiest 30 % of timesteps. ema_fraction: the average covers about this fraction of the steps taken so far.
-    batch_size: images per process. foreground_weight: how many times an error on the person counts that of the background.
+    batch_size: images per process. foreground_weight: an error on the person counts as much as this many elsewhere.
     """
 
     resolution: int = 64
