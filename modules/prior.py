@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from modules.caption_sketch import CaptionSketch, padding_of, sketch_loss
 from modules.diffusion.config import CODEC_DOWNSAMPLING
 from modules.diffusion.losses import clean_sample_weight
 from modules.diffusion.pixel_codec import NUM_LATENT_CHANNELS, build_pixel_codec
@@ -92,7 +93,7 @@ def draw_timesteps(count: int, high_noise_fraction: float, generator: torch.Gene
 
 
 class PriorModule(lightning.LightningModule):
-    """Trains UNet, text encoder and the codec's decoder on captioned images.
+    """Trains UNet, text encoder and the codec's decoder on captioned images, with a sketch of each caption as a helper.
 
     A batch is {"images": (B, 3, H, W) in [0, 1], "input_ids": (B, L) int64, "foreground": (B, 1, H, W) in [0, 1]}.
     """
@@ -108,6 +109,7 @@ class PriorModule(lightning.LightningModule):
         use_plain_attention(self.unet)
         self.text_encoder = build_text_encoder(config, tokenizer)
         self.text_encoder.set_attn_implementation("eager")
+        self.sketch = CaptionSketch(config.text_width)
         self.codec = build_pixel_codec()
         self.scheduler = build_scheduler()
         self.register_buffer("alphas_cumprod", self.scheduler.alphas_cumprod.clone(), persistent=False)
@@ -119,7 +121,7 @@ class PriorModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups: list[dict[str, Any]] = [
-            {"params": [*self.unet.parameters(), *self.codec.decoder.parameters()]},
+            {"params": [*self.unet.parameters(), *self.codec.decoder.parameters(), *self.sketch.parameters()]},
             {
                 "params": list(self.text_encoder.parameters()),
                 "lr": self.config.learning_rate * self.config.text_rate_factor,
@@ -143,7 +145,7 @@ class PriorModule(lightning.LightningModule):
         return warmup * (min(1.0, max(0.1, left / cooldown)) if cooldown else 1.0)
 
     def losses(self, batch: dict[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The denoising loss of the clean-sample prediction and the codec's reconstruction loss.
+        """The denoising loss of the clean-sample prediction, the codec's reconstruction loss and the caption's sketch.
 
         People fill a quarter of the pictures and nearly all of the words: their errors count `foreground_weight` times.
         """
@@ -157,7 +159,9 @@ class PriorModule(lightning.LightningModule):
         # Decoding a few images is enough; latents are perturbed a little since samples are never exact.
         some = latents[:2] + 0.05 * noise[:2]
         codec = (self.codec.decode(some).sample.float() / 2 + 0.5 - batch["images"][:2]).abs().mean()
-        return {"denoising": denoising, "codec": codec}
+        drawn = self.sketch(text, padding_of(batch["input_ids"], self.tokenizer.eos_token_id)).float()
+        sketch = sketch_loss(drawn, batch["images"], batch["foreground"], self.config.foreground_weight)
+        return {"denoising": denoising, "codec": codec, "sketch": sketch}
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         num_images = self._num_images = len(batch["images"])
@@ -169,12 +173,14 @@ class PriorModule(lightning.LightningModule):
         noise = torch.randn(num_images, NUM_LATENT_CHANNELS, side, side, generator=generator, device=self.device)
         losses = self.losses(batch, timesteps, noise)
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
-        return losses["denoising"] + self.config.weight_codec * losses["codec"]
+        config = self.config
+        return losses["denoising"] + config.weight_codec * losses["codec"] + config.weight_sketch * losses["sketch"]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        # Apart, so that the codec's noisy gradient does not decide the model's step size.
+        # Apart, so that the noisy gradients of the helpers do not decide the model's step size.
         nn.utils.clip_grad_norm_([*self.unet.parameters(), *self.text_encoder.parameters()], 1.0)
         nn.utils.clip_grad_norm_(self.codec.decoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.sketch.parameters(), 1.0)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

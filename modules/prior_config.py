@@ -17,6 +17,7 @@ class PriorConfig:
     linearly to a tenth; the text encoder's is `text_rate_factor` times it. high_noise_fraction: share of draws that go
     to the noisiest 30 % of timesteps. ema_fraction: the average covers about this fraction of the steps taken so far.
     batch_size: images per process. foreground_weight: an error on the person counts as much as this many elsewhere.
+    weight_sketch: of the loss by which the text encoder must draw a coarse picture alone (modules/caption_sketch.py).
     """
 
     resolution: int = 64
@@ -36,6 +37,7 @@ class PriorConfig:
     weight_codec: float = 1.0
     high_noise_fraction: float = 0.5
     foreground_weight: float = 4.0
+    weight_sketch: float = 0.1
 
     def __post_init__(self) -> None:
         coarsest = CODEC_DOWNSAMPLING * 2 ** (len(self.channels) - 1)
@@ -49,5 +51,7 @@ class PriorConfig:
             raise ValueError(f"text_rate_factor must lie in (0, 1], found {self.text_rate_factor}")
         if self.foreground_weight < 1:
             raise ValueError(f"foreground_weight must be at least 1, found {self.foreground_weight}")
+        if self.weight_sketch < 0:
+            raise ValueError(f"weight_sketch must not be negative, found {self.weight_sketch}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")

@@ -6,10 +6,11 @@ artifact per album. An album that fails leaves with its reason; the others go on
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from trainer.priors import prior_samples, synthetic_images
 from trainer.samples import check_prompts, write_samples
 
 if TYPE_CHECKING:
+    from modules.avatar_config import GeometryConfig, TextureConfig
     from trainer.config import RunConfig
 
 
@@ -157,7 +159,7 @@ class Pack:
         if not runs:
             return
         synthetic = synthetic_images(self.out, self.config, backbone.image_size)
-        samples = [prior_samples(self.out, self.config, backbone, run.album.gender) for run in runs]
+        samples = [prior_samples(self.out, self.config, backbone, run.album.gender, self.backbone_hash) for run in runs]
         for index, run in enumerate(runs):
             subject = subject_of(run.album, index, self.config.seed)
             personalization.reset_album(index, run.album.asset_names, backbone, seed=subject.seed)
@@ -239,61 +241,70 @@ class Pack:
         }
 
     def _distill(
-        self, stage: str, module: Any, chosen: Sequence[tuple[AlbumRun, str, Subject]], work: Path, steps: int
+        self,
+        stage: str,
+        after: Sequence[str],
+        config: GeometryConfig | TextureConfig,
+        build: Callable[[Sequence[tuple[AlbumRun, str, Subject]]], Any],
+        write: Callable[[Any, int, Path], None],
     ) -> None:
-        """Run a distillation module. Rendering wants float32, so mixed precision is left to the module's UNet calls."""
-        import dataclasses
+        """Distil the albums that lack this stage's artifact, in one module.
 
-        runtime = dataclasses.replace(self.config.runtime, precision="32-true")
+        after: stages whose artifacts this one reads. build: makes the module for (album, name, subject) triples.
+        write: puts the subject at an index of the module into a file; it may raise AlbumFailed.
+        """
+        inputs = {
+            run.name: {name: run.stage(name).outputs_hash for name in after} | {"backbone": self.backbone_hash}
+            for run in self.alive
+        }
+        runs = self.pending(stage, inputs, config, baselines=True)
+        if not runs:
+            return
+        started = time.monotonic()
+        self.load_personalization()
+        chosen = self.subjects(runs)
+        module = build(chosen)
+        work = self.work_folder(stage, runs)
         fit(
             module,
             lambda step: step,
-            max_steps=steps,
+            max_steps=config.steps,
             folder=work,
-            runtime=runtime,
+            # Rendering wants float32, so mixed precision is left to the module's UNet calls.
+            runtime=dataclasses.replace(self.config.runtime, precision="32-true"),
             seed=self.config.seed,
             stage=stage.capitalize(),
         )
         self.backbone.eval()
+        for index, (run, name, _) in enumerate(chosen):
+            folder = run.stage(stage).working(run.keys[stage])
+            try:
+                if index in module.failed:
+                    raise AlbumFailed(module.failed[index])
+                with folder_errors(folder):
+                    write(module, index, folder / f"{name}.npz")
+            except AlbumFailed as failure:
+                run.failed = run.failed or f"{name}: {failure}"
+        self._finish(stage, runs, work, inputs, config, started)
 
     def geometry(self) -> None:
         """Stage 2: the surface. Commits avatar.npz (vertices, faces), and words_only.npz where there is a baseline."""
         from modules.avatar import GeometryStage
 
         config = self.config.geometry
-        inputs = {
-            run.name: {"booth": run.stage("booth").outputs_hash, "backbone": self.backbone_hash} for run in self.alive
-        }
-        runs = self.pending("geometry", inputs, config, baselines=True)
-        if not runs:
-            return
-        started = time.monotonic()
-        self.load_personalization()
-        chosen = self.subjects(runs)
-        module = GeometryStage(
-            **self._distillation_arguments(chosen),
-            config=config,
-            grids=[self.template(run.album.gender)[1] for run, _, _ in chosen],
-        )
-        work = self.work_folder("geometry", runs)
-        self._distill("geometry", module, chosen, work, config.steps)
-        for index, (run, name, _) in enumerate(chosen):
-            folder = run.stage("geometry").working(run.keys["geometry"])
-            try:
-                if index in module.failed:
-                    raise AlbumFailed(module.failed[index])
-                with torch.no_grad():
-                    vertices, faces = module.mesh(index)
-            except AlbumFailed as failure:
-                run.failed = run.failed or f"{name}: {failure}"
-                continue
-            with folder_errors(folder):
-                np.savez(
-                    folder / f"{name}.npz",
-                    vertices=vertices.cpu().numpy().astype(np.float32),
-                    faces=faces.cpu().numpy().astype(np.int32),
-                )
-        self._finish("geometry", runs, work, inputs, config, started)
+
+        def build(chosen: Sequence[tuple[AlbumRun, str, Subject]]) -> GeometryStage:
+            grids = [self.template(run.album.gender)[1] for run, _, _ in chosen]
+            return GeometryStage(**self._distillation_arguments(chosen), config=config, grids=grids)
+
+        def write(module: GeometryStage, index: int, path: Path) -> None:
+            with torch.no_grad():
+                vertices, faces = module.mesh(index)
+            np.savez(
+                path, vertices=vertices.cpu().numpy().astype(np.float32), faces=faces.cpu().numpy().astype(np.int32)
+            )
+
+        self._distill("geometry", ("booth",), config, build, write)
 
     def texture(self) -> None:
         """Stage 3: the colours, baked. Commits avatar.npz (vertices, faces, uv, texture), and the baseline's."""
@@ -301,48 +312,21 @@ class Pack:
         from modules.rendering.texture import bake_textured_mesh
 
         config = self.config.texture
-        inputs = {
-            run.name: {
-                "booth": run.stage("booth").outputs_hash,
-                "geometry": run.stage("geometry").outputs_hash,
-                "backbone": self.backbone_hash,
-            }
-            for run in self.alive
-        }
-        runs = self.pending("texture", inputs, config, baselines=True)
-        if not runs:
-            return
-        started = time.monotonic()
-        self.load_personalization()
-        chosen = self.subjects(runs)
-        meshes = []
-        for run, name, _ in chosen:
-            with np.load(run.stage("geometry").output(f"{name}.npz")) as file:
-                meshes.append((torch.from_numpy(file["vertices"]), torch.from_numpy(file["faces"]).long()))
-        module = TextureStage(**self._distillation_arguments(chosen), config=config, meshes=meshes)
-        work = self.work_folder("texture", runs)
-        self._distill("texture", module, chosen, work, config.steps)
-        for index, (run, name, _) in enumerate(chosen):
-            if index in module.failed:
-                run.failed = run.failed or f"{name}: {module.failed[index]}"
-                continue
-            folder = run.stage("texture").working(run.keys["texture"])
-            vertices, faces = meshes[index]
-            baked = bake_textured_mesh(
-                vertices.numpy(),
-                faces.numpy(),
-                partial(module.detached_color, index),
-                texture_size=config.texture_size,
-            )
-            with folder_errors(folder):
-                np.savez_compressed(
-                    folder / f"{name}.npz",
-                    vertices=baked.vertices,
-                    faces=baked.faces,
-                    uv=baked.uv,
-                    texture=baked.texture,
-                )
-        self._finish("texture", runs, work, inputs, config, started)
+        meshes: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def build(chosen: Sequence[tuple[AlbumRun, str, Subject]]) -> TextureStage:
+            for run, name, _ in chosen:
+                with np.load(run.stage("geometry").output(f"{name}.npz")) as file:
+                    meshes.append((torch.from_numpy(file["vertices"]), torch.from_numpy(file["faces"]).long()))
+            return TextureStage(**self._distillation_arguments(chosen), config=config, meshes=meshes)
+
+        def write(module: TextureStage, index: int, path: Path) -> None:
+            vertices, faces = (values.numpy() for values in meshes[index])
+            color = partial(module.detached_color, index)
+            baked = bake_textured_mesh(vertices, faces, color, texture_size=config.texture_size)
+            np.savez_compressed(path, vertices=baked.vertices, faces=baked.faces, uv=baked.uv, texture=baked.texture)
+
+        self._distill("texture", ("booth", "geometry"), config, build, write)
 
     # -- committing ---------------------------------------------------------------------------------------------------
 

@@ -167,6 +167,7 @@ def _assets(run: AlbumRun, config: RunConfig) -> None:
     run.prepared = load_assets(stage.path)
     from trainer.ground_truth import load_ground_truth
 
+    # Read whole, so that a damaged one is reported now and not after the training.
     run.has_truth = load_ground_truth(run.source) is not None
 
 
@@ -234,14 +235,14 @@ def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
     from trainer.evaluation import evaluate_avatar
     from trainer.ground_truth import load_ground_truth
 
-    truth = load_ground_truth(run.source)
-    assert truth is not None
     stage = run.stage("evaluate")
     texture = run.stage("texture")
     inputs = {"texture": texture.outputs_hash, "truth": content_key(run.source / "ground_truth")}
     key = stage.key(inputs, (config.evaluation, config.baselines), config.seed)
     if stage.status(key) != "complete":
         started = time.monotonic()
+        truth = load_ground_truth(run.source)
+        assert truth is not None
         rows = {SUBJECT: read_textured(texture.output(f"{SUBJECT}.npz"))}
         rows[TEMPLATE] = mean_color_template(load_body(run.album.gender), truth.mesh.texture, truth.labels > 0)  # type: ignore[arg-type]
         if config.baselines:

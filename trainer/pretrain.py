@@ -110,6 +110,9 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
         return {"images": tensor, "input_ids": ids, "foreground": torch.from_numpy(foreground[:, None]).float()}
 
+    if config.num_sketch_images:
+        sketch_text(module, batch, config, out / "sketch")
+
     class ExportRegularly(lightning.Callback):
         """Writes the averaged weights now and then, and ends the training when its time is up."""
 
@@ -150,6 +153,29 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     if module.global_rank == 0:
         export(module, out / "weights")
     return out / "weights"
+
+
+def sketch_text(module: Any, batch: Any, config: PretrainConfig, folder: Path) -> None:
+    """Let the text encoder of a `PriorModule` learn by sketches alone, in one process.
+
+    A second process, started for the main training, finds it done and loads what came of it.
+    """
+    from modules.caption_sketch import SketchModule
+    from trainer.fit import fit
+
+    max_steps = -(-config.num_sketch_images // config.batch_size)
+    sketching = SketchModule(module.config, module.tokenizer, module.text_encoder, max_steps)
+    fit(
+        sketching,
+        batch,
+        max_steps=max_steps,
+        folder=folder,
+        runtime=dataclasses.replace(config.runtime, num_threads=config.processes * config.runtime.num_threads),
+        seed=config.seed,
+        stage="sketch",
+    )
+    module.sketch.load_state_dict(sketching.sketch.state_dict())
+    module.averaged["text_encoder"].load_state_dict(module.text_encoder.state_dict())
 
 
 def export(module: Any, folder: Path) -> None:

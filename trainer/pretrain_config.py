@@ -15,6 +15,8 @@ class PretrainConfig:
     num_people: people in the training set, with images_per_person each in RGB and normals. processes: gloo processes on
     a CPU. max_minutes: stop (and export) after this long, 0 for never; the same command goes on from there.
     warm_start: exported weights to start from. num_images: images seen in all, those of the warm start included.
+    num_sketch_images: captions from which the text encoder learns to sketch pictures before the UNet's training
+    begins, 0 for none; they do not count as images seen.
     channels, text_width, text_layers: size of the model (see PriorConfig).
     """
 
@@ -22,6 +24,7 @@ class PretrainConfig:
     images_per_person: int = 8
     seed: int = 0
     processes: int = 2
+    num_sketch_images: int = 200_000
     max_minutes: float = 0.0
     export_every_s: float = 600.0
     warm_start: str = ""
@@ -47,3 +50,5 @@ class PretrainConfig:
         for name in ("num_people", "images_per_person", "processes", "batch_size", "num_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.num_sketch_images < 0:
+            raise ValueError(f"num_sketch_images must not be negative, found {self.num_sketch_images}")

@@ -12,8 +12,7 @@ from datamodules.prior_images import CaptionConfig, PriorImages
 from datamodules.puzzlebooth import PriorSample
 from modules.diffusion.prompts import AssetPhrase, Scene, compose_prompt
 from trainer.artifacts import StageFolder, folder_errors, run_lock
-from trainer.canonical import hash_json, hash_tree
-from trainer.config import PROJECT_ROOT
+from trainer.canonical import hash_json
 
 if TYPE_CHECKING:
     from modules.diffusion.backbone import Backbone
@@ -50,14 +49,17 @@ def synthetic_images(out: Path, config: RunConfig, image_size: int) -> PriorImag
     return PriorImages(stage.path, captions)
 
 
-def prior_samples(out: Path, config: RunConfig, backbone: Backbone, gender: str) -> list[PriorSample]:
-    """Images that the frozen model draws for prompts without tokens (prior preservation, Ruiz et al. 2023)."""
+def prior_samples(
+    out: Path, config: RunConfig, backbone: Backbone, gender: str, backbone_hash: str
+) -> list[PriorSample]:
+    """Images that the frozen model draws for prompts without tokens (prior preservation, Ruiz et al. 2023).
+
+    backbone_hash: of the backbone's files; other weights draw other images.
+    """
     booth = config.booth
     if booth.weight_prior == 0 or booth.num_prior_samples == 0:
         return []
-    path = Path(config.backbone.path)
-    folder = path if path.is_absolute() else PROJECT_ROOT / path
-    inputs = {"backbone": hash_tree(folder, ("*.json", "*.safetensors", "*.txt"))}
+    inputs = {"backbone": backbone_hash}
     settings = {"count": booth.num_prior_samples, "gender": gender, "backbone": config.backbone}
     identity = hash_json([inputs, settings, config.seed])[:8]
     stage = StageFolder(out / ".cache" / f"samples-{gender}-{identity}", "prior_samples")

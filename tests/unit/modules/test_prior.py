@@ -100,7 +100,7 @@ def test_losses_depend_on_the_caption_and_on_the_noise_level() -> None:
     batch, noise = batch_of(module, 0), torch.randn(4, 48, 8, 8, generator=torch.Generator().manual_seed(1))
     low, high = torch.full((4,), 50), torch.full((4,), 900)
     losses = module.losses(batch, low, noise)
-    assert set(losses) == {"denoising", "codec"}
+    assert set(losses) == {"denoising", "codec", "sketch"}
     assert all(torch.isfinite(value) and value > 0 for value in losses.values())
     other = batch | {"input_ids": batch["input_ids"].flip(0)}
     assert module.losses(other, low, noise)["denoising"] != losses["denoising"]

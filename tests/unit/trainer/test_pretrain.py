@@ -22,6 +22,7 @@ TINY = PretrainConfig(
     processes=1,
     resolution=32,
     num_images=8,
+    num_sketch_images=12,
     batch_size=4,
     channels=(16, 32),
     text_width=32,
@@ -55,6 +56,18 @@ def test_what_is_written(trained: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "weights", dtype=torch.float32, local_files_only=True)
     assert pipeline.unet.config.sample_size == 8
     assert len(pipeline.tokenizer.tokenize("wearing")) == 1, "the tokenizer has learned from the captions"
+
+
+def test_the_text_encoder_sketches_first(trained: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "sketch" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert images_seen(trained / "weights") == 8, "captions that were sketched do not count"
+    run_pretrain(dataclasses.replace(TINY, num_sketch_images=0), tmp_path)
+    assert not (tmp_path / "sketch").exists()
+    with_sketches, without = (
+        load_file(out / "weights" / "text_encoder" / "model.safetensors") for out in (trained, tmp_path)
+    )
+    assert any(not torch.equal(with_sketches[name], without[name]) for name in without)
 
 
 def test_a_finished_training_is_not_repeated(trained: Path) -> None:

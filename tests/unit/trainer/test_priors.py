@@ -37,9 +37,9 @@ def stamps(out: Path) -> dict[str, int]:
 
 def test_samples_are_drawn_once_and_found_again(folder: Path, tmp_path: Path) -> None:
     config, backbone = config_for(folder), load_tiny_backbone(folder)
-    first = prior_samples(tmp_path, config, backbone, "woman")
+    first = prior_samples(tmp_path, config, backbone, "woman", "weights")
     before = stamps(tmp_path)
-    again = prior_samples(tmp_path, config, backbone, "woman")
+    again = prior_samples(tmp_path, config, backbone, "woman", "weights")
     assert stamps(tmp_path) == before
     assert len(first) == 3
     for sample, other in zip(first, again, strict=True):
@@ -59,13 +59,13 @@ def test_samples_are_drawn_once_and_found_again(folder: Path, tmp_path: Path) ->
 
 def test_samples_follow_gender_seed_and_vocabulary(folder: Path, tmp_path: Path) -> None:
     config, backbone = config_for(folder), load_tiny_backbone(folder)
-    woman = prior_samples(tmp_path, config, backbone, "woman")
-    man = prior_samples(tmp_path, config, backbone, "man")
+    woman = prior_samples(tmp_path, config, backbone, "woman", "weights")
+    man = prior_samples(tmp_path, config, backbone, "man", "weights")
     assert "of a man," in man[0].prompt
-    reseeded = prior_samples(tmp_path, dataclasses.replace(config, seed=1), backbone, "woman")
+    reseeded = prior_samples(tmp_path, dataclasses.replace(config, seed=1), backbone, "woman", "weights")
     assert not np.array_equal(reseeded[0].image, woman[0].image)
     plain = BackboneConfig(path=str(folder), view_vocabulary="four", scene_words=False)
-    four = prior_samples(tmp_path, dataclasses.replace(config, backbone=plain), backbone, "woman")
+    four = prior_samples(tmp_path, dataclasses.replace(config, backbone=plain), backbone, "woman", "weights")
     assert [sample.prompt.rsplit(", ", 1)[1] for sample in four] == ["front view.", "side view.", "back view."]
     assert "gray" not in four[0].prompt
 
@@ -92,7 +92,7 @@ def test_nothing_is_made_when_nothing_is_asked_for(folder: Path, tmp_path: Path)
     for change in ({"weight_synthetic": 0.0}, {"num_synthetic_people": 0}):
         assert synthetic_images(tmp_path, config_for(folder, **change), 32) is None
     for change in ({"weight_prior": 0.0}, {"num_prior_samples": 0}):
-        assert prior_samples(tmp_path, config_for(folder, **change), backbone, "man") == []
+        assert prior_samples(tmp_path, config_for(folder, **change), backbone, "man", "weights") == []
     assert not list(tmp_path.iterdir())
 
 
