@@ -72,7 +72,7 @@ class SketchModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         rate = self.config.learning_rate
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": list(self.sketch.parameters())},
             {"params": list(self.text_encoder.parameters()), "lr": rate * self.config.text_rate_factor},
         ]
