@@ -24,6 +24,7 @@ from datamodules.puzzlebooth import BackboneShape, PuzzleBoothBatches, subject_o
 from modules.contracts import Subject
 from modules.diffusion.attention import capture_side
 from modules.diffusion.backbone import Backbone
+from modules.diffusion.lora_export import embedding_state, lora_state
 from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
 from modules.errors import AlbumFailed, UserError
@@ -138,7 +139,7 @@ class Pack:
     # -- PuzzleBooth --------------------------------------------------------------------------------------------------
 
     def booth(self) -> None:
-        """Stage 1: train tokens and adapters; commits personalization.safetensors, samples and the losses per album."""
+        """Stage 1: train tokens and adapters; commits tensors, samples, and a LoRA for other programs."""
         from modules.puzzlebooth import PuzzleBooth
 
         config = self.config.booth
@@ -192,9 +193,15 @@ class Pack:
             state = personalization.album_state(index)
             # The pack's other albums may have more assets; they are not this album's business.
             state["tokens"] = state["tokens"][: len(run.album.asset_names)]
-            # Not by safetensors' own writer: it makes files private and hides what the disk says.
-            data = save({name: value.contiguous() for name, value in state.items()})
-            write_bytes(folder / "personalization.safetensors", data)
+            files = {
+                "personalization": state,
+                "lora": lora_state(personalization, index),
+                "learned_embeds": embedding_state(personalization, index, len(run.album.asset_names)),
+            }
+            for name, tensors in files.items():
+                # Not by safetensors' own writer: it makes files private and hides what the disk says.
+                data = save({key: value.contiguous() for key, value in tensors.items()})
+                write_bytes(folder / f"{name}.safetensors", data)
             subject = subject_of(run.album, index, self.config.seed)
             with folder_errors(folder):
                 write_samples(folder, backbone, personalization, subject, self.config)
