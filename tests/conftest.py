@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+
+# A shell that starts the tests in the background lets them, and the processes that they interrupt, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported anywhere: OpenMP and the hub's client read these when they are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
