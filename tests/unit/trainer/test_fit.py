@@ -334,12 +334,12 @@ def test_kill_minus_nine(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path), str(PROJECT_ROOT)], cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240  # a crowded machine takes a minute to import
     while not (tmp_path / "ready").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert (tmp_path / "ready").exists()
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "ready").exists()
     resumed, result = trained(tmp_path, 5)
     assert result.start_step == 2
     whole, _ = trained(tmp_path / "whole", 5)
