@@ -109,7 +109,7 @@ class PuzzleBoothBatches:
         if len(every_row) < num_parts:
             raise UserError(
                 f"A step has {len(every_row)} images, which {num_parts} processes or accumulations cannot share: raise "
-                "booth.photos_per_step, or lower runtime.devices or runtime.accumulate_batches."
+                "booth.photos_per_step, or lower runtime.devices, runtime.num_nodes or runtime.accumulate_batches."
             )
         counts = Counter((row.album, row.kind) for row in every_row)
         rows = every_row[part::num_parts]

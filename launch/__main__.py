@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launch.composition import add_verbs as add_composition_verbs
+from launch.farm.verbs import add_verbs as add_farm_verbs
 from launch.results import print_results
 from modules.errors import AlbumFailed, UserError
 
@@ -238,6 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="no albums, but the ground truth of a person made of pieces of studio albums, in DIR/ground_truth",
         )
     add_composition_verbs(add)
+    add_farm_verbs(add)
     if child := add(pretrain, "trainer.pretrain"):
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
         child.add_argument("--out", metavar="DIR", default="out/prior", help="where it goes (default: %(default)s)")
@@ -288,7 +290,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [word for word in rest if word not in overrides] or ([] if arguments.takes_overrides else overrides)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    for name in ("folder", "album", "pieces"):
+    for name in ("folder", "album", "albums", "pieces"):
         if isinstance(words := getattr(arguments, name, None), list):
             # Overrides that stand behind the albums look like further albums to argparse.
             taken = [word for word in words if OVERRIDE.fullmatch(word) and not Path(word).is_dir()]

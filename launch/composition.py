@@ -159,7 +159,7 @@ def _sources(folders: Sequence[Path], config: RunConfig) -> list[Source]:
     if albums:
         from trainer.pipeline import run_pack
 
-        for album, result in zip(albums, run_pack(albums, config, booth_only=True), strict=True):
+        for album, result in zip(albums, run_pack(albums, config, until="booth"), strict=True):
             if result.failed is not None:
                 raise UserError(f"Album {result.name}: {result.failed}.")
             trained[album] = result.folder

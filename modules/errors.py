@@ -1,4 +1,4 @@
-"""The two ways in which work ends early: a user's mistake, and an album that cannot go on."""
+"""The ways in which work ends early: a mistake of the user, a disk that is full, and an album that cannot go on."""
 
 
 class UserError(ValueError):
@@ -14,3 +14,11 @@ class AlbumFailed(Exception):  # noqa: N818 - it says what became of the album
 
     The message is the reason that is written to the album's manifest.
     """
+
+
+class FolderInUse(UserError):  # noqa: N818 - it says what is the matter
+    """Another process is at work in the folder."""
+
+
+class OutputError(UserError):
+    """Results cannot be written: the disk is full, or the folder may not be written. No album is to blame."""

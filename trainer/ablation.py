@@ -107,7 +107,7 @@ def _run(
     found: dict[str, dict[str, Any]] = {}
     for pack in packs:
         try:
-            results = run_pack(pack, config, booth_only=booth_only)
+            results = run_pack(pack, config, until="booth" if booth_only else None)
         except Exception as error:
             # Whatever went wrong, the other variants do not depend on it.
             reason = _reason(error)

@@ -15,7 +15,7 @@ SUBJECT, BASELINE, TEMPLATE = "avatar", "words_only", "template"
 
 @dataclass
 class AlbumRun:
-    """One album on its way through the stages. `failed` holds the reason once it cannot go on.
+    """One album on its way through the stages. `failed` holds the reason once it cannot go on, `traceback` the place.
 
     keys and inputs: of the trained stages that it has come to, by the stage's name.
     """
@@ -26,6 +26,7 @@ class AlbumRun:
     prepared: PreparedAlbum | None = None
     has_truth: bool = False
     failed: str | None = None
+    traceback: str | None = None
     keys: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
 

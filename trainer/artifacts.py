@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modules.errors import UserError
+from modules.errors import FolderInUse, OutputError
 from trainer.canonical import canonical_json, hash_file, hash_json, hash_tree, to_plain
 
 __all__ = [
@@ -57,7 +57,7 @@ _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextlib.contextmanager
 def folder_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, a missing permission or a file in the way into a `UserError` that names `folder`."""
+    """Turn a full disk, a missing permission or a file in the way into an `OutputError` that names `folder`."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
             message = f"'{error.filename or folder}' is in the way of a folder: move it, or choose another with --out."
         else:
             raise
-        raise UserError(message) from error
+        raise OutputError(message) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,7 +107,8 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (created when missing) for this process; the kernel frees it when the process ends.
 
     Raises:
-        UserError: another process holds it (not with `wait`: then its end is awaited), or the folder cannot be written.
+        FolderInUse: another process holds it (not with `wait`: then its end is awaited), or the folder cannot be written
+            (OutputError).
     """
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             message = f"Another process is at work in '{folder}': wait for it, or choose another --out."
-            raise UserError(message) from error
+            raise FolderInUse(message) from error
         except OSError as error:
             # Some network file systems know no locks; better to go on unlocked than not at all.
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):

@@ -25,6 +25,7 @@ from trainer.packing import most_parts
 from trainer.priors import prior_samples, synthetic_images
 from trainer.runtime import RuntimeConfig
 from trainer.samples import check_prompts, write_samples
+from trainer.tracking import Tracked
 from trainer.visuals import VISUALS_NAME, BoothVisuals
 from trainer.workers import train_in_workers
 
@@ -41,7 +42,7 @@ class BoothTraining:
     callbacks: list[lightning.Callback]
     folder: Path
     seed: int
-    trackers: Path
+    trackers: Tracked
 
     def run(self, runtime: RuntimeConfig, strategy: Callable[[], Strategy] | None = None) -> None:
         """Train to the end, see `train_booth`."""
@@ -71,10 +72,10 @@ def run_booth(pack: Pack) -> None:
     # Of a pack's albums only some may be left to train: a step has no more parts than they have rows.
     parts = min(pack.config.runtime.accumulate_batches, most_parts(pack.config, len(runs)))
     runtime = dataclasses.replace(pack.config.runtime, accumulate_batches=parts)
-    if runtime.devices > 1:
+    if runtime.num_processes > 1:
         train_in_workers(pack, runs, work, runtime)
         # What the workers have trained is read from their last checkpoint.
-        runtime = dataclasses.replace(runtime, devices=1)
+        runtime = runtime.alone
     training.run(runtime)
     pack.settle()
     # All is written before anything is committed: a kill in between would leave the others without their training.
@@ -135,7 +136,8 @@ def build_training(pack: Pack, runs: Sequence[AlbumRun], samplers: Sequence[Unio
         config=config,
         folder=work / VISUALS_NAME,
     )
-    return BoothTraining(module, batches, [visuals], folder=work, seed=seed, trackers=pack.trackers(work))
+    trackers = pack.trackers("booth", runs, work)
+    return BoothTraining(module, batches, [visuals], folder=work, seed=seed, trackers=trackers)
 
 
 def write_booth(pack: Pack, run: AlbumRun, index: int) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from modules.puzzlebooth import PuzzleBooth
 from trainer.fit import fit
 from trainer.runtime import RuntimeConfig
+from trainer.tracking import Tracked
 
 
 def train_booth(
@@ -24,7 +25,7 @@ def train_booth(
     callbacks: Sequence[lightning.Callback] = (),
     strategy: Callable[[], Strategy] | None = None,
     max_steps: int | None = None,
-    trackers: Path | None = None,
+    trackers: Path | Tracked | None = None,
 ) -> None:
     """Train both phases, going on from the checkpoint in `folder` where there is one.
 

@@ -176,14 +176,15 @@ def _merge(config: DictConfig, delta: DictConfig, cls: type, where: str) -> Dict
         try:
             OmegaConf.merge(config, _nested(key, value))
         except ConfigKeyError as error:
-            raise UserError(_unknown_key(key, cls, where)) from error
+            raise UserError(unknown_key(key, cls, where)) from error
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             expected = _expected(cls, key)
             raise UserError(f"'{key}' is {value!r} {where}, {expected}: {_first_line(error)}.") from error
     raise AssertionError("a delta whose leaves merge one by one must merge as a whole")
 
 
-def _unknown_key(key: str, cls: type, where: str) -> str:
+def unknown_key(key: str, cls: type, where: str) -> str:
+    """What is said of a dotted key that `cls` does not have; where: such as "on the command line"."""
     keys = list(all_keys(cls))
     known = set(keys)
     parts = key.split(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,13 @@ AVATAR_FILE, FILM_FILE, STRIP_FILE = "avatar.glb", "turntable.mp4", "turntable.p
 ANIMATED_FILE, USD_FILE = "avatar_animated.glb", "avatar.usdz"
 # What the settings may add to the three files above.
 OPTIONAL_FILES = (ANIMATED_FILE, "avatar.obj", "avatar.mtl", "avatar.png", USD_FILE)
+# And a folder of pictures all round, with what is needed to learn from them.
+ORBIT_FOLDER, CAMERAS_FILE = "orbit", "cameras.json"
+_CONVENTION = (
+    "camera_to_world takes column vectors (x, y, z, 1) of the camera to the world, in metres. World: right-handed, "
+    "y up, the person stands on y = 0 and faces +z. Camera: OpenGL's, x right, y up, looking along -z. Pinhole with "
+    "square pixels and the principal point in the middle of the image. Colours are sRGB, unlit, with straight alpha."
+)
 _log = logging.getLogger(__name__)
 # The body fills this part of the frame's height (or width, where it is wider than tall).
 _FILLED = 1 / 1.14
@@ -45,6 +53,8 @@ def export_avatar(
 ) -> dict[str, Path]:
     """Write avatar.glb, turntable.mp4, turntable.png and what the settings add; returns their paths by file name.
 
+    With config.orbit_frames there are also orbit/000.png and so on (RGBA, 8 bit, straight alpha) and their cameras in
+    orbit/cameras.json.
     body: the template in whose pose and frame the avatar stands, and whose skeleton it gets; without one, or with
     config.rig false, the files have no skeleton and no animation. Raises AlbumFailed when the mesh is empty or broken,
     UserError when the disk or the video encoder refuses.
@@ -62,7 +72,14 @@ def export_avatar(
     strip = io.BytesIO()
     Image.fromarray(np.concatenate(views, 1)).save(strip, "PNG")
     write_bytes(folder / STRIP_FILE, strip.getvalue())
-    return {name: folder / name for name in (*files, FILM_FILE, STRIP_FILE)}
+    orbit = _write_orbit(mesh, folder, config)
+    return {name: folder / name for name in (*files, FILM_FILE, STRIP_FILE, *orbit)}
+
+
+def orbit_files(folder: Path) -> list[str]:
+    """Names, relative to an album's or export's folder, of the orbit's files that lie there."""
+    orbit = folder / ORBIT_FOLDER
+    return [f"{ORBIT_FOLDER}/{path.name}" for path in (*orbit.glob("[0-9][0-9][0-9].png"), *orbit.glob(CAMERAS_FILE))]
 
 
 def left_out(config: ExportConfig) -> dict[str, str]:
@@ -113,6 +130,43 @@ def render_turntable(mesh: TexturedMesh, num_views: int, config: ExportConfig) -
             supersampling=config.supersampling,
         )
         yield np.clip(np.round(image[0] * 255), 0, 255).astype(np.uint8)
+
+
+def render_orbit(mesh: TexturedMesh, config: ExportConfig) -> Iterator[tuple[Camera, np.ndarray]]:
+    """The orbit's cameras and views, (R, R, 4) uint8 with straight alpha: silhouettes are not darkened."""
+    for camera in turntable_cameras(mesh, config.orbit_frames, config.elevation_deg):
+        colors, coverage = render_textured(
+            mesh, [camera], config.orbit_resolution, background=0.0, supersampling=config.supersampling
+        )
+        alpha = coverage[0, ..., None]
+        image = np.concatenate([colors[0] / np.where(alpha > 0, alpha, 1), alpha], 2)
+        yield camera, np.clip(np.round(image * 255), 0, 255).astype(np.uint8)
+
+
+def _write_orbit(mesh: TexturedMesh, folder: Path, config: ExportConfig) -> list[str]:
+    """Write the orbit's pictures, one at a time, and their cameras; returns the files' names relative to the folder."""
+    frames = []
+    for index, (camera, image) in enumerate(render_orbit(mesh, config) if config.orbit_frames else ()):
+        picture = io.BytesIO()
+        Image.fromarray(image).save(picture, "PNG")
+        name = f"{index:03d}.png"
+        write_bytes(folder / ORBIT_FOLDER / name, picture.getvalue())
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = camera.rotation.T, camera.eye_m
+        frames.append(
+            {
+                "file": name,
+                "camera_to_world": pose.tolist(),
+                "fov_y_deg": camera.fov_y_deg,
+                "width": config.orbit_resolution,
+                "height": config.orbit_resolution,
+            }
+        )
+    if not frames:
+        return []
+    cameras = json.dumps({"convention": _CONVENTION, "frames": frames}, indent=1)
+    write_bytes(folder / ORBIT_FOLDER / CAMERAS_FILE, cameras.encode() + b"\n")
+    return [f"{ORBIT_FOLDER}/{name}" for name in (*(frame["file"] for frame in frames), CAMERAS_FILE)]
 
 
 def _limit_texture(mesh: TexturedMesh, max_px: int) -> TexturedMesh:

@@ -18,6 +18,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -27,6 +28,7 @@ from trainer.callbacks import ProgressReport
 from trainer.checkpoint import StepKeeper, find_checkpoint, load_weights
 from trainer.loggers import build_loggers
 from trainer.runtime import LoggerKind, RuntimeConfig
+from trainer.tracking import Tracked
 
 __all__ = ["FitResult", "LoggerKind", "RuntimeConfig", "build_trainer", "fit"]
 
@@ -89,9 +91,13 @@ def build_trainer(
     return lightning.Trainer(
         accelerator=runtime.accelerator,
         devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
         precision=runtime.precision,
         accumulate_grad_batches=runtime.accumulate_batches,
         strategy=strategy,
+        # Who belongs to the group is what torchrun says, and nobody else: a cluster's scheduler leaves numbers in the
+        # environment that describe its allocation, in which this may be one of many trainings.
+        plugins=[TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()],
         max_epochs=-1,
         max_steps=-1,
         limit_val_batches=0,
@@ -125,7 +131,7 @@ def fit(
     callbacks: Sequence[lightning.Callback] = (),
     strategy: str | Strategy = "auto",
     num_workers: int = 0,
-    trackers: Path | None = None,
+    trackers: Path | Tracked | None = None,
 ) -> FitResult:
     """Train `module` for `max_steps` steps, going on from the checkpoint in `folder` where there is one.
 
@@ -148,7 +154,7 @@ def fit(
         callbacks: further ones.
         strategy: Lightning's strategy or its name.
         num_workers: processes that make batches ahead; 0 makes them in this process.
-        trackers: where TensorBoard's or W&B's files go; folder/trackers when None.
+        trackers: where TensorBoard's or W&B's files go, and whose training they show; see `build_loggers`.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -169,7 +175,7 @@ def fit(
             load_weights(module, checkpoint.path)
         checkpoint = None
     pieces = isinstance(strategy, DeepSpeedStrategy)
-    if checkpoint and checkpoint.num_processes != (runtime.devices if pieces else None):
+    if checkpoint and checkpoint.num_processes != (runtime.num_processes if pieces else None):
         raise UserError(
             f"The checkpoint {checkpoint.path} was left by {checkpoint.num_processes or 1} processes with "
             f"runtime.strategy={'deepspeed' if checkpoint.num_processes else 'ddp or fsdp'}, and only as many can go "
@@ -220,7 +226,8 @@ def fit(
 class _SignalsAtStepEnd(lightning.Callback):
     """Holds SIGINT and SIGTERM back until the step is done and saved, then gives them to whom they were meant for.
 
-    The second signal of a kind is not held back.
+    The second interrupt is not held back. Terminations are, however many: the scheduler of a cluster and the parent
+    process send one each, and who is in a hurry kills.
     """
 
     def __init__(self, keeper: StepKeeper) -> None:
@@ -241,7 +248,8 @@ class _SignalsAtStepEnd(lightning.Callback):
     def _hold_back(self, number: int, frame: Any) -> None:
         self._received = number
         self.keeper.stop_requested = True
-        signal.signal(number, self._outer[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._outer[number])
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._outer.items():

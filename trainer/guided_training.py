@@ -10,6 +10,7 @@ import lightning
 from modules.guided_stage import GuidedStage
 from trainer.fit import fit
 from trainer.runtime import RuntimeConfig
+from trainer.tracking import Tracked
 
 
 def train_guided(
@@ -21,7 +22,7 @@ def train_guided(
     stage: str = "fit",
     max_steps: int | None = None,
     callbacks: Sequence[lightning.Callback] = (),
-    trackers: Path | None = None,
+    trackers: Path | Tracked | None = None,
 ) -> None:
     """Train all phases, going on from the checkpoint in `folder` where there is one.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
-import math
 import os
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +18,38 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from modules.errors import UserError
-from trainer.artifacts import folder_errors, hash_json, write_text
+from trainer.artifacts import folder_errors, write_json
+from trainer.metrics_file import METRICS_NAME, JsonlLogger, read_metrics
 from trainer.runtime import LoggerKind
+from trainer.tracking import (
+    PATIENCE_S,
+    TRACKERS_NAME,
+    Background,
+    Tracked,
+    album_metrics,
+    mean_figures,
+    run_id,
+    wandb_mode,
+)
+
+__all__ = [
+    "METRICS_NAME",
+    "TRACKERS_NAME",
+    "JsonlLogger",
+    "SafeLogger",
+    "WandbLogger",
+    "WandbRuns",
+    "build_loggers",
+    "finished_trackers",
+    "read_metrics",
+    "track_album",
+]
 
 log = logging.getLogger(__name__)
 
-METRICS_NAME = "metrics.jsonl"
-TRACKERS_NAME = "trackers"
 # Marks the runs that were begun here, as opposed to one that a caller has open.
 _JOB_TYPE = "puzzlebooth"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, in the order of writing; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-class JsonlLogger(Logger):
-    """Appends one JSON object per logged step: `{"step": 10, "loss": 0.25}`; a value that is not finite is null.
-
-    Args:
-        path: the file.
-        start_step: the step from which the training goes on; rows of later steps, written by a run that was
-            killed after its last checkpoint, are dropped.
-        first_step: added to every step that is logged: steps that earlier phases did.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-
-    def __init__(self, path: Path, start_step: int = 0, *, first_step: int = 0) -> None:
-        super().__init__()
-        self.path = path
-        self.first_step = first_step
-        with folder_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] < start_step]
-        write_text(path, "".join(kept))
-
-    @property
-    def name(self) -> str:
-        return "jsonl"
-
-    @property
-    def version(self) -> int:
-        return 0
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: the manifest keeps the configuration."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row: dict[str, Any] = {"step": None if step is None else step + self.first_step}
-        for name, value in metrics.items():
-            if name != "epoch":  # Lightning adds it; the whole training is one epoch
-                row[name] = float(value) if math.isfinite(value) else None
-        # Opened for each row, so that what is written survives a kill.
-        with folder_errors(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def log_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Nothing to do: whoever draws pictures writes them as files, too."""
+_PROJECT = "puzzlebooth"
 
 
 class SafeLogger(Logger):
@@ -154,35 +119,37 @@ def build_loggers(
     *,
     start_step: int = 0,
     first_step: int = 0,
-    trackers: Path | None = None,
+    trackers: Path | Tracked | None = None,
 ) -> list[Logger]:
     """The loggers of a training; the first one is always the `JsonlLogger`.
 
     Args:
-        kind: which further logger. W&B is offline when the environment has neither a key nor a mode.
-        folder: the training folder; its name is that of the run in W&B.
+        kind: which further logger. W&B is offline when there is neither a key nor a mode.
+        folder: the training folder.
         start_step: see `JsonlLogger`.
         first_step: see `JsonlLogger`.
-        trackers: where TensorBoard's events or W&B's runs go; folder/trackers when None.
+        trackers: where TensorBoard's events or W&B's runs go, and which albums they show; folder/trackers, and a run
+            with the training folder's name, when None.
 
     Raises:
         UserError: the tracker's package is not installed, or its folder cannot be written.
     """
     loggers: list[Logger] = [JsonlLogger(folder / METRICS_NAME, start_step, first_step=first_step)]
-    trackers = trackers or folder / TRACKERS_NAME
+    tracked = trackers if isinstance(trackers, Tracked) else Tracked(folder=trackers or folder / TRACKERS_NAME)
     try:
         match kind:
             case "jsonl":
                 pass
             case "wandb":
-                loggers.append(SafeLogger(_wandb_logger(folder.resolve(), trackers), first_step=first_step))
+                loggers.append(SafeLogger(WandbLogger(folder, tracked), first_step=first_step))
             case "tensorboard":
                 from lightning.pytorch.loggers import TensorBoardLogger
 
                 # What an earlier process logged past its last checkpoint is logged again; the picture of the step that
                 # the checkpoint was made at is not.
                 purge = start_step + 1 if start_step else 0
-                board = TensorBoardLogger(save_dir=trackers, name="", version="", purge_step=purge)
+                events = tracked.folder / tracked.training
+                board = TensorBoardLogger(save_dir=events, name="", version="", purge_step=purge)
                 loggers.append(SafeLogger(board, first_step=first_step))
     except ModuleNotFoundError as error:
         raise UserError(
@@ -192,21 +159,236 @@ def build_loggers(
     return loggers
 
 
-def _wandb_logger(folder: Path, trackers: Path) -> Logger:
-    from lightning.pytorch.loggers import WandbLogger
+class WandbLogger(Logger):
+    """Shows a training in Weights & Biases: one run per album, which all of the album's stages and resumes share.
 
-    # The id makes a resumed training, or its next phase, go on in the same run.
-    run_id = f"puzzlebooth-{hash_json(folder)[:12]}"
-    running = getattr(sys.modules.get("wandb"), "run", None)
-    if running is not None:
-        if running.id == run_id or running.job_type != _JOB_TYPE:
-            return WandbLogger(experiment=running)
-        # Of the stage before, whose steps have come to their end.
-        with contextlib.suppress(Exception):
-            running.finish()
-    offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
-    with folder_errors(trackers):
-        trackers.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        name=folder.name, save_dir=trackers, offline=offline, id=run_id, resume="allow", job_type=_JOB_TYPE
-    )
+    Its calls return at once, see `WandbRuns`.
+
+    Args:
+        folder: the training folder, which stands for an album where `tracked` names none.
+        tracked: whose training it is.
+
+    Raises:
+        ModuleNotFoundError: there is no W&B.
+        UserError: the folder for its files cannot be written.
+    """
+
+    def __init__(self, folder: Path, tracked: Tracked) -> None:
+        super().__init__()
+        import wandb  # noqa: F401 - to be missed now, and not in a thread
+
+        with folder_errors(tracked.folder):
+            tracked.folder.mkdir(parents=True, exist_ok=True)
+        self.tracked, self.albums = tracked, dict(tracked.albums) or {folder.name: folder}
+        self.runs = _wandb_runs()
+        self.runs.open(self.albums, tracked)
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return ",".join(run_id(folder) for folder in self.albums.values())
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the runs have the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.runs.log(self.albums, dict(metrics), self.tracked.stage, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """key: `samples/<album>` for one of an album."""
+        kind, _, album = key.partition("/")
+        chosen = {album: self.albums[album]} if album in self.albums else self.albums
+        self.runs.log_images(chosen, kind if album in self.albums else key, images, self.tracked.stage, step)
+
+    def finalize(self, status: str) -> None:
+        """Wait until W&B has what was logged, for a minute at most."""
+        self.runs.background.wait()
+
+
+class WandbRuns:
+    """The runs that this process has open in W&B. All talk with W&B is in a thread of its own.
+
+    Where the process is a run of a sweep, or its caller has a run open, all albums are shown in that one: as they would
+    be in their own where there is one album, under `album/<name>/` and with means over them where there are more.
+    """
+
+    def __init__(self) -> None:
+        self.background = Background("Weights & Biases")
+        self._runs: dict[str, Any] = {}
+        self._shared: Any = None
+        self._is_ours = False
+        # Of the albums in the shared run, with their figures once they have some.
+        self._figures: dict[str, Mapping[str, float]] = {}
+
+    def open(self, albums: Mapping[str, Path], tracked: Tracked) -> None:
+        """Have a run for each of the albums (name to folder)."""
+        self.background.call(partial(self._open, dict(albums), tracked))
+
+    def log(self, albums: Mapping[str, Path], metrics: Mapping[str, float], stage: str, step: int | None) -> None:
+        """Show a pack's row of metrics in the runs of its albums."""
+
+        def work() -> None:
+            for name, folder in albums.items():
+                self._log(name, folder, album_metrics(metrics, name, stage), stage, step)
+
+        self.background.call(work)
+
+    def log_images(self, albums: Mapping[str, Path], key: str, images: list[Any], stage: str, step: int | None) -> None:
+        """Show pictures (H, W, 3) uint8 in the runs of albums."""
+
+        def work() -> None:
+            import wandb
+
+            for name, folder in albums.items():
+                shown = [wandb.Image(image) for image in images]
+                # A loss may have the picture's name.
+                self._log(name, folder, {f"{stage}/media/{key}" if stage else key: shown}, stage, step)
+
+        self.background.call(work)
+
+    def conclude(
+        self, name: str, folder: Path, *, figures: Mapping[str, float], media: Mapping[str, Path], failed: str | None
+    ) -> None:
+        """Put figures into the summary of an album's run, log its video (.mp4) and model (.glb), and end the run."""
+
+        def work() -> None:
+            import wandb
+
+            run = self._shared or self._runs.pop(run_id(folder), None)
+            if run is None:
+                return
+            shown = {
+                key: wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Object3D(str(path))
+                for key, path in media.items()
+            }
+            summary = dict(figures) | ({"failed": failed} if failed else {})
+            if self._shared is not None:
+                self._figures[name] = figures
+                summary = {f"{self._begin(name)}{key}": value for key, value in summary.items()}
+                summary |= mean_figures([measured for measured in self._figures.values() if measured])
+            if shown:
+                run.log({f"{self._begin(name)}{key}": value for key, value in shown.items()})
+            run.summary.update(summary)
+            if self._shared is None:
+                run.finish(exit_code=1 if failed else 0)
+
+        self.background.call(work)
+
+    def finish(self) -> None:
+        """End all runs that were begun here; waits for a minute at most."""
+
+        def work() -> None:
+            for run in [*self._runs.values(), *([self._shared] if self._is_ours else [])]:
+                run.finish()
+            self._runs, self._shared = {}, None
+
+        if not self.background.is_broken:
+            self.background.call(work)
+            self.background.wait()
+
+    def _open(self, albums: Mapping[str, Path], tracked: Tracked) -> None:
+        import wandb
+
+        if self._shared is None and not self._runs:
+            if wandb.run is not None:
+                self._shared = wandb.run
+            elif os.environ.get("WANDB_SWEEP_ID"):
+                self._shared, self._is_ours = wandb.init(**self._options(tracked, len(albums))), True
+        if self._shared is not None:
+            self._figures |= {name: {} for name in albums if name not in self._figures}
+        for name, folder in albums.items():
+            key = run_id(folder)
+            if self._shared is None and key not in self._runs:
+                options = self._options(tracked, len(albums)) | {"id": key, "name": name}
+                options["group"] = tracked.group or folder.resolve().parent.name
+                options["config"] |= {"album": name}
+                self._runs[key] = wandb.init(**options)
+            run, stage = self._shared or self._runs[key], f"{tracked.stage}/" if tracked.stage else ""
+            if stage or not tracked.albums:
+                # Stages, and what a killed process had logged past its checkpoint, count their steps on their own.
+                run.define_metric(f"{stage}step")
+                run.define_metric(f"{self._begin(name)}{stage}*", step_metric=f"{stage}step")
+
+    def _begin(self, name: str) -> str:
+        """How the names of an album's metrics begin."""
+        return f"album/{name}/" if self._shared is not None and len(self._figures) > 1 else ""
+
+    def _options(self, tracked: Tracked, num_albums: int) -> dict[str, Any]:
+        import wandb
+
+        mode = wandb_mode()
+        settings = wandb.Settings(
+            init_timeout=PATIENCE_S / 2,
+            finish_timeout=PATIENCE_S / 2,
+            console="off",
+            # The machine need not be watched once for each album.
+            x_disable_stats=bool(self._runs),
+            silent=mode != "online",
+        )
+        options = {
+            "project": os.environ.get("WANDB_PROJECT") or _PROJECT,
+            "job_type": _JOB_TYPE,
+            "dir": str(tracked.folder),
+            "mode": mode,
+            "reinit": "create_new",
+            "settings": settings,
+            "config": dict(tracked.config),
+        }
+        if tracked.albums:
+            options["tags"] = [tracked.pack]
+            options["config"] |= {"pack": tracked.pack, "num_albums": num_albums}
+        return options | ({"resume": "allow"} if mode == "online" else {})
+
+    def _log(self, name: str, folder: Path, values: Mapping[str, Any], stage: str, step: int | None) -> None:
+        run = self._shared or self._runs.get(run_id(folder))
+        if run is not None:
+            shown = {f"{self._begin(name)}{key}": value for key, value in values.items()}
+            run.log(shown | ({} if step is None else {f"{stage}/step" if stage else "step": step}))
+
+
+def track_album(
+    name: str,
+    folder: Path,
+    tracked: Tracked,
+    *,
+    state: str,
+    figures: Mapping[str, float],
+    media: Mapping[str, Path],
+    failed: str | None = None,
+) -> None:
+    """Conclude an album's run in W&B with its figures, its video and its model, unless that was done before.
+
+    state: a hash of all that is shown. What could not be said, since W&B did not answer, is said by the next run.
+    """
+    kept = tracked.folder / f"{run_id(folder)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(kept.read_text()) == {"album": name, "state": state}:
+            return
+    runs = WandbLogger(folder, dataclasses.replace(tracked, stage="", albums={name: folder})).runs
+    runs.conclude(name, folder, figures=figures, media=media, failed=failed)
+    runs.background.call(lambda: write_json(kept, {"album": name, "state": state}))
+
+
+@contextlib.contextmanager
+def finished_trackers() -> Iterator[None]:
+    """Ends the runs in W&B that were begun inside."""
+    try:
+        yield
+    finally:
+        if _RUNS:
+            _RUNS.pop().finish()
+
+
+_RUNS: list[WandbRuns] = []
+
+
+def _wandb_runs() -> WandbRuns:
+    """Those of this process."""
+    if not _RUNS:
+        _RUNS.append(WandbRuns())
+    return _RUNS[0]

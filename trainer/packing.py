@@ -120,7 +120,9 @@ class PackLimit:
 
     def __init__(self, runs: Sequence[AlbumRun], config: RunConfig, out: Path) -> None:
         self.names, self.out = [run.name for run in runs], out
-        alone = config.booth.adapter.kind != "lora" or (config.runtime.devices > 1 and config.runtime.strategy != "ddp")
+        alone = config.booth.adapter.kind != "lora" or (
+            config.runtime.num_processes > 1 and config.runtime.strategy != "ddp"
+        )
         self.num_albums, self.num_parts = 1 if alone else len(runs), config.runtime.accumulate_batches
         gpu = config.runtime.accelerator != "cpu" and torch.cuda.is_available()
         device = [torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory] if gpu else "cpu"
@@ -182,7 +184,7 @@ def most_parts(config: RunConfig, num_albums: int) -> int:
         rows += booth.samples_per_step
     if booth.weight_synthetic > 0 and booth.num_synthetic_people > 0:
         rows += booth.synthetic_rgb_per_step + booth.synthetic_normal_per_step
-    return max(1, num_albums * rows // config.runtime.devices)
+    return max(1, num_albums * rows // config.runtime.num_processes)
 
 
 def shortage(stage: Stage, run: AlbumRun, config: RunConfig) -> str:

@@ -36,7 +36,7 @@ from trainer.config import PROJECT_ROOT
 from trainer.ground_truth import FOLDER as GROUND_TRUTH
 from trainer.ground_truth import load_ground_truth
 from trainer.guided_training import train_guided
-from trainer.loggers import TRACKERS_NAME
+from trainer.tracking import Tracked, tracked_albums
 from trainer.visuals import VISUALS_NAME
 
 if TYPE_CHECKING:
@@ -170,9 +170,10 @@ class Pack:
         write_json(folder / "albums.json", names)
         return folder
 
-    def trackers(self, work: Path) -> Path:
-        """Where TensorBoard's or W&B's files of a training go: they outlive its work folder."""
-        return self.out / TRACKERS_NAME / work.name
+    def trackers(self, stage: str, runs: Sequence[AlbumRun], work: Path) -> Tracked:
+        """Where TensorBoard's or W&B's files of a training go, which outlive its work folder, and whom they show."""
+        albums = {run.name: run.folder for run in runs}
+        return tracked_albums(self.config, self.out, albums, stage=stage, training=work.name)
 
     # -- PuzzleBooth --------------------------------------------------------------------------------------------------
 
@@ -257,11 +258,12 @@ class Pack:
         train_guided(
             module,
             folder=work,
-            # Rendering wants float32, so mixed precision is left to the module's UNet calls. A step is never in parts.
-            runtime=dataclasses.replace(self.config.runtime, precision="32-true", accumulate_batches=1),
+            # Rendering wants float32, so mixed precision is left to the module's UNet calls. A step is never in parts,
+            # nor shared out.
+            runtime=dataclasses.replace(self.config.runtime.alone, precision="32-true", accumulate_batches=1),
             seed=self.config.seed,
             stage=stage.capitalize(),
-            trackers=self.trackers(work),
+            trackers=self.trackers(stage, runs, work),
         )
         self.settle()
         for index, (run, name, _) in enumerate(chosen):
@@ -356,6 +358,10 @@ class Pack:
 def forget_work(out: Path, stage: str, runs: Sequence[AlbumRun], *, but: Path | None = None) -> None:
     """Delete what interrupted packs with any of these albums have left of a stage, apart from the folder `but`."""
     for albums in out.glob(f".packs/{stage}-*/albums.json"):
+        try:
+            names = set(json.loads(albums.read_text()))
+        except FileNotFoundError:
+            continue  # of a pack of other albums, which another process has just finished
         # Nobody else works on these albums: this process holds their locks.
-        if albums.parent != but and {run.name for run in runs} & set(json.loads(albums.read_text())):
+        if albums.parent != but and {run.name for run in runs} & names:
             shutil.rmtree(albums.parent, ignore_errors=True)

@@ -6,42 +6,51 @@ done again, so the same command resumes, and a changed setting redoes only what 
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from datamodules.album import read_album
 from datamodules.assets import load_assets, prepare_assets
-from modules.errors import AlbumFailed, UserError
+from modules.errors import AlbumFailed, OutputError, UserError
 from modules.geometry.body import BodyTemplate, load_body
 from modules.geometry.mesh import TexturedMesh
 from trainer.album_run import BASELINE, SUBJECT, TEMPLATE, AlbumRun, content_key
 from trainer.artifacts import folder_errors, run_lock, write_json
+from trainer.loggers import finished_trackers
 from trainer.packing import STAGES, train_stages
+from trainer.result_tracking import track_result
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
 
+Until = Literal["assets", "booth", "geometry", "texture"]
 CONFIG, REPORT = "config.yaml", "report.html"
 RESULTS = ("avatar.glb", "turntable.mp4", "turntable.png", REPORT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlbumResult:
-    """What became of one album: its folder, its metrics by row (empty without ground truth), or why it failed."""
+    """What became of one album: its folder, its metrics by row (empty without ground truth), or why it failed.
+
+    traceback: where in the code it failed, if in its own work.
+    """
 
     name: str
     folder: Path
     metrics: dict[str, Any]
     failed: str | None
+    traceback: str | None = None
 
 
 def mean_metrics(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -65,13 +74,18 @@ def run_album(album: Path, config: RunConfig, name: str | None = None) -> AlbumR
 
 
 def run_pack(
-    albums: Sequence[Path], config: RunConfig, names: Sequence[str] | None = None, *, booth_only: bool = False
+    albums: Sequence[Path],
+    config: RunConfig,
+    names: Sequence[str] | None = None,
+    *,
+    until: Until | None = None,
+    on_result: Callable[[AlbumResult], None] | None = None,
 ) -> list[AlbumResult]:
     """Take albums through all stages together. An album that fails is reported in its result; the others go on.
 
-    names: of the output folders; the albums' folder names by default. booth_only: stop after the personalisation, so
-    that there is no avatar and no metric. Raises UserError when two names are equal or the output folder is in use by
-    another process.
+    names: of the output folders; the albums' folder names by default. until: the last stage that is done; None for all,
+    otherwise there is no metric. on_result: told of each album as soon as it is done, or once it cannot go on. Raises
+    UserError when two names are equal or the output folder is in use by another process.
     """
     out = Path(config.out)
     chosen = list(names) if names else [album.resolve().name for album in albums]
@@ -80,14 +94,36 @@ def run_pack(
     for run in runs:
         if not run.source.is_dir():
             run.failed = f"{run.source} is not a folder: give the folder that holds the album's photos"
-    with hold([run for run in runs if run.failed is None]):
+    results: dict[str, AlbumResult] = {}
+
+    def report(result: AlbumResult) -> None:
+        if result.name not in results:
+            results[result.name] = result
+            if on_result is not None:
+                on_result(result)
+
+    def report_failed() -> None:
+        for run in runs:
+            if run.failed is not None:
+                report(_result(run))
+
+    with hold([run for run in runs if run.failed is None]), finished_trackers():
         for run in runs:
             if run.failed is None:
                 attempt(run, lambda run=run: _assets(run, config))
-        train_stages(runs, config, out=out, stages=STAGES[:1] if booth_only else STAGES)
-        if booth_only:
-            return [AlbumResult(name=run.name, folder=run.folder, metrics={}, failed=run.failed) for run in runs]
-        return [conclude(run, config) for run in runs]
+        report_failed()
+        if until != "assets":
+            train_stages(runs, config, out=out, stages=STAGES[: STAGES.index(until) + 1] if until else STAGES)
+            report_failed()
+        for run in runs:
+            report(_result(run) if until else conclude(run, config))
+    return [results[run.name] for run in runs]
+
+
+def _result(run: AlbumRun, metrics: dict[str, Any] | None = None) -> AlbumResult:
+    return AlbumResult(
+        name=run.name, folder=run.folder, metrics=metrics or {}, failed=run.failed, traceback=run.traceback
+    )
 
 
 def check_names(names: Sequence[str], out: Path) -> None:
@@ -108,7 +144,9 @@ def conclude(run: AlbumRun, config: RunConfig) -> AlbumResult:
         metrics = _evaluate(run, config)
         _save_config(run, config)
         _report(run, config, metrics)
-    return AlbumResult(name=run.name, folder=run.folder, metrics=metrics, failed=run.failed)
+    if config.runtime.logger == "wandb":
+        track_result(run, config, metrics)
+    return _result(run, metrics)
 
 
 def run_report(folder: Path) -> Path:
@@ -137,17 +175,18 @@ def run_report(folder: Path) -> Path:
 
 
 def attempt(run: AlbumRun, work: Any) -> None:
-    """Do an album's own work; a user's mistake in it fails the album and not the pack."""
+    """Do an album's own work; a user's mistake in it fails the album and not the pack. A full disk is nobody's own."""
     try:
         work()
+    except OutputError:
+        raise
     except (AlbumFailed, UserError) as error:
         run.failed = str(error).rstrip(".")
+        run.traceback = traceback.format_exc()
 
 
 def hold(runs: Sequence[AlbumRun]) -> Any:
     """The locks of the albums' output folders, as a context manager. Raises UserError when one is in use."""
-    import contextlib
-
     stack = contextlib.ExitStack()
     try:
         for run in sorted(runs, key=lambda run: run.name):
@@ -193,7 +232,8 @@ def _export(run: AlbumRun, config: RunConfig) -> None:
     missing = left_out(config.export)
     # Once a package that was missing is there, its file is made.
     inputs = {"texture": run.stage("texture").outputs_hash, "body": run.album.gender, "left_out": ",".join(missing)}
-    key = stage.key(inputs, config.export, config.seed)
+    settings = config.export.key_settings()
+    key = stage.key(inputs, settings, config.seed)
     if stage.status(key) != "complete":
         started = time.monotonic()
         mesh = read_textured(run.stage("texture").output(f"{SUBJECT}.npz"))
@@ -201,7 +241,7 @@ def _export(run: AlbumRun, config: RunConfig) -> None:
         stage.commit(
             key,
             inputs=inputs,
-            config=config.export,
+            config=settings,
             seed=config.seed,
             timings={"album_s": time.monotonic() - started},
             extra={"left_out": missing},
@@ -210,21 +250,24 @@ def _export(run: AlbumRun, config: RunConfig) -> None:
 
 
 def _publish_export(run: AlbumRun) -> None:
-    from trainer.export import OPTIONAL_FILES
+    from trainer.export import OPTIONAL_FILES, ORBIT_FOLDER, orbit_files
 
     stage = run.stage("export")
     made = {output["path"] for output in (stage.manifest or {}).get("outputs", ())}
-    for name in (*RESULTS[:3], *OPTIONAL_FILES):
+    for name in sorted({*RESULTS[:3], *OPTIONAL_FILES, *made, *orbit_files(run.folder)}):
         if name in made:
             publish(stage.output(name), run.folder / name)
         else:  # a former run's, made with other settings
             (run.folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it is not empty
+        (run.folder / ORBIT_FOLDER).rmdir()
 
 
 def publish(source: Path, target: Path) -> None:
     """Copy a stage's file to the album's folder, whole or not at all."""
     temporary = target.with_name(f".{target.name}.tmp")
     with folder_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and filecmp.cmp(source, target, shallow=False):
             return
         try:

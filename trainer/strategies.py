@@ -17,7 +17,7 @@ from trainer.runtime import RuntimeConfig
 
 
 def build_strategy(runtime: RuntimeConfig, max_grad_norm: float) -> Strategy:
-    """The strategy of a process that belongs to a group of `runtime.devices`.
+    """The strategy of a process that belongs to a group of `runtime.num_processes`.
 
     max_grad_norm: DeepSpeed clips by itself, since it keeps the gradients in pieces.
 
@@ -32,7 +32,7 @@ def build_strategy(runtime: RuntimeConfig, max_grad_norm: float) -> Strategy:
             return DDPStrategy(process_group_backend=backend, forward_sync_buffers=False, gradient_as_bucket_view=True)
         case "fsdp":
             return ModelParallelStrategy(
-                data_parallel_size=runtime.devices,
+                data_parallel_size=runtime.num_processes,
                 tensor_parallel_size=1,
                 save_distributed_checkpoint=False,
                 process_group_backend=backend,

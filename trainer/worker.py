@@ -11,7 +11,7 @@ from pathlib import Path
 from modules.errors import UserError
 from modules.memory import is_out_of_memory
 from trainer.artifacts import write_json
-from trainer.workers import ERROR_NAME, load_job
+from trainer.workers import ERROR_NAME, check_devices, load_job
 
 
 def main(work: Path) -> None:
@@ -39,6 +39,7 @@ def _train(work: Path) -> None:
 
     pack, runs = load_job(work)
     runtime = pack.config.runtime
+    check_devices(runtime)
     if runtime.accelerator != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     samplers = [UnionSampler(run.album, pack.config.booth, pack.shape) for run in runs]

@@ -1,7 +1,7 @@
-"""PuzzleBooth's training on several devices: one process for each, started here and waited for.
+"""PuzzleBooth's training on several devices, on this machine or on more: a process for each, started and waited for.
 
 The process that a user started keeps the album's folders and their locks; the workers read the job from the training
-folder and leave their checkpoint there.
+folder and leave their checkpoint there. Of several machines all see this folder.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
     from trainer.packs import Pack
 
 JOB_NAME, CONFIG_NAME, ERROR_NAME = "job.json", "job_config.yaml", "error.json"
-_GRACE_S = 60
+# Time to finish a step and save. The agents kill a worker that takes longer, and are killed a little later.
+_GRACE_S, _AGENT_GRACE_S = 60, 50
 
 
 def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: RuntimeConfig) -> None:
-    """Train admitted albums in `runtime.devices` processes of their own; returns when all steps are done.
+    """Train admitted albums in `runtime.num_processes` processes of their own; returns when all steps are done.
 
     An interrupt or a termination is passed on; the workers save and end, and the same command goes on from there.
 
@@ -51,33 +56,39 @@ def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: 
     (work / ERROR_NAME).unlink(missing_ok=True)
     # The memory of this process's device is wanted by the first worker.
     pack.backbone.cpu()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={runtime.devices}"]
+    group, meeting = _group_arguments(runtime)
+    command = [*group, f"--nproc-per-node={runtime.devices}", f"--shutdown-timeout={_AGENT_GRACE_S}"]
     command += ["--module", "trainer.worker", str(work.resolve())]
     paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
+        # And not whatever is called `trainer` in the folder that the user is in.
+        "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": str(runtime.num_threads or 1),
         "TORCHELASTIC_ERROR_FILE": str(work / "torchelastic.json"),
     }
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+    except OSError as error:
+        raise UserError(
+            f"runtime.node_launcher cannot be started ({error.strerror}: {error.filename}): give a "
+            "command of this machine."
+        ) from error
     try:
         code = process.wait()
     except BaseException:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
         raise
     finally:
         pack.settle()
+        del meeting
     if code != 0:
         if (work / ERROR_NAME).is_file():
             error = json.loads((work / ERROR_NAME).read_text())
             raise (MemoryError if error["kind"] == "memory" else UserError)(error["message"])
         raise UserError(
-            f"A process of the {runtime.devices} that trained together has died (exit code {code}); what it printed is "
-            "above. Run the same command again to go on from the last checkpoint."
+            f"A process of the {runtime.num_processes} that trained together has died (exit code {code}); what it "
+            "printed is above. Run the same command again to go on from the last checkpoint."
         )
 
 
@@ -89,12 +100,51 @@ def check_strategy(pack: Pack) -> None:
             f"runtime.strategy=fsdp shards a full fine-tuning, found booth.adapter.kind={kind}: use ddp or "
             "deepspeed_stage_2, or booth.adapter.kind=full."
         )
-    runtime, num_gpus = pack.config.runtime, torch.cuda.device_count()
+    check_devices(pack.config.runtime)
+
+
+def check_devices(runtime: RuntimeConfig) -> None:
+    """Refuse more devices than this node has. Raises UserError."""
+    num_gpus = torch.cuda.device_count()
     if runtime.accelerator != "cpu" and 0 < num_gpus < runtime.devices:
         raise UserError(
-            f"runtime.devices is {runtime.devices}, but this machine shows {num_gpus} GPU(s): give no more, or "
-            "look at CUDA_VISIBLE_DEVICES."
+            f"runtime.devices is {runtime.devices}, but this machine shows {num_gpus} GPU(s) ({socket.gethostname()}): "
+            "give no more, or look at CUDA_VISIBLE_DEVICES."
         )
+
+
+def _group_arguments(runtime: RuntimeConfig) -> tuple[list[str], object]:
+    """The beginning of the agents' command, and what must be kept for as long as they run."""
+    agent = [sys.executable, "-m", "trainer.agent"]
+    if runtime.num_nodes == 1:
+        return [*agent, "--standalone"], None
+    # Here, where a free port is found and taken at once, and not on whichever node comes first.
+    meeting = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    return [
+        *shlex.split(runtime.node_launcher),
+        *agent,
+        f"--nnodes={runtime.num_nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={socket.gethostname()}:{meeting.port}",
+        "--rdzv-conf=is_host=0",
+        f"--rdzv-id={secrets.token_hex(8)}",
+    ], meeting
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the workers to save and end, and wait; an interrupt, or too long a wait, kills them."""
+    main = threading.current_thread() is threading.main_thread()
+    # Another SIGTERM would only say the same.
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
+    try:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_GRACE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, former)
 
 
 def load_job(work: Path) -> tuple[Pack, list[AlbumRun]]:

@@ -162,7 +162,7 @@ def train(*, albums: list[str], names: list[str], overrides: list[str]) -> dict[
     booth_stage.train_booth = with_clock
     try:
         config = load_config("mini", overrides)
-        results = run_pack([Path(album) for album in albums], config, names, booth_only=True)
+        results = run_pack([Path(album) for album in albums], config, names, until="booth")
     finally:
         booth_stage.train_booth = plain
     failed = [f"{result.name}: {result.failed}" for result in results if result.failed]

@@ -14,7 +14,7 @@ from trainer.visual_files import read_visuals
 
 def train(album: Path, out: Path, backbone: Path, *words: str) -> Path:
     """Train in two processes; returns the stage's folder."""
-    (result,) = run_pack([album], config_of(out, backbone, "runtime.devices=2", *words), booth_only=True)
+    (result,) = run_pack([album], config_of(out, backbone, "runtime.devices=2", *words), until="booth")
     assert result.failed is None
     assert leftovers(out) == []
     return result.folder / "booth"

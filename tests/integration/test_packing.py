@@ -80,7 +80,7 @@ def test_a_pack_is_halved_until_it_fits(
     with monkeypatch.context() as patch:
         seen = booths_of_more_than(1, patch, step=2)
         names = ["first", "second", "third"]
-        results = run_pack([albums[1], albums[0], albums[1]], config, names, booth_only=True)
+        results = run_pack([albums[1], albums[0], albums[1]], config, names, until="booth")
     assert [(result.name, result.failed) for result in results] == [(name, None) for name in names]
     steps = config.booth.num_steps
     assert seen == [3] * 3 + [2] * 3 + [1] * 3 * steps
@@ -90,7 +90,7 @@ def test_a_pack_is_halved_until_it_fits(
     ]
     assert leftovers(out) == []
 
-    run_pack([albums[0]], config, ["alone"], booth_only=True)
+    run_pack([albums[0]], config, ["alone"], until="booth")
     for name in ("personalization.safetensors", "samples.png", "metrics.jsonl"):
         ours, theirs = ((out / album / "booth" / name).read_bytes() for album in ("second", "alone"))
         assert ours == theirs, name
@@ -146,7 +146,7 @@ def test_an_album_that_does_not_fit_alone_fails_and_the_others_go_on(
         return train(module, batch, index)
 
     monkeypatch.setattr(PuzzleBooth, "training_step", short)
-    woman, man = run_pack(albums, config_of(out, backbone), booth_only=True)
+    woman, man = run_pack(albums, config_of(out, backbone), until="booth")
     assert rows == [12, 6, 3, 2, 1]
     assert woman.failed == (
         "it does not fit into memory at PuzzleBooth alone, with one image at a time: use "
@@ -181,7 +181,7 @@ def test_a_step_in_parts_goes_on_from_the_checkpoint_with_the_same_result(
         return train(module, batch, index)
 
     monkeypatch.setattr(PuzzleBooth, "training_step", short)
-    (man,) = run_pack([albums[1]], config_of(out, backbone), booth_only=True)
+    (man,) = run_pack([albums[1]], config_of(out, backbone), until="booth")
     assert man.failed is None
     assert steps == [0, 1, 2, 3, 4, 5, 5, 5, 6, 6, 7, 7]
     assert caplog.messages == ["Album man does not fit into memory at PuzzleBooth: going on with its step in 2 parts."]
@@ -255,12 +255,12 @@ def test_a_half_that_was_interrupted_goes_on_as_a_half(
 
         patch.setattr(PuzzleBooth, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_pack(albums, config, booth_only=True)
+            run_pack(albums, config, until="booth")
     assert seen == [2] + [1] * 4
 
     with monkeypatch.context() as patch:
         seen = booths_of_more_than(1, patch)
-        results = run_pack(albums, config, booth_only=True)
+        results = run_pack(albums, config, until="booth")
     assert seen == [1] * (4 + config.booth.num_steps)
     assert [result.failed for result in results] == [None, None]
     assert leftovers(out) == []
@@ -274,7 +274,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(
 
     monkeypatch.setattr(PuzzleBooth, "training_step", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        run_pack(albums, config_of(out, backbone), booth_only=True)
+        run_pack(albums, config_of(out, backbone), until="booth")
 
 
 # -- albums that cannot be trained ------------------------------------------------------------------------------------

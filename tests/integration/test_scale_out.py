@@ -24,7 +24,7 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 
 def train(albums: list[Path], out: Path, backbone: Path, *words: str) -> dict[str, list[dict[str, float]]]:
     """Losses of every step by album."""
-    results = run_pack(albums, config_of(out, backbone, *BOOTH, *words), booth_only=True)
+    results = run_pack(albums, config_of(out, backbone, *BOOTH, *words), until="booth")
     assert [result.failed for result in results] == [None] * len(albums)
     return {result.name: read_metrics(result.folder / "booth" / "metrics.jsonl") for result in results}
 

@@ -59,6 +59,14 @@ def test_every_shipped_configuration_loads_and_says_what_it_is_for(path):
         from trainer.pretrain import PretrainConfig
 
         load_dataclass(PretrainConfig, path)
+    elif path.parent.name == "sweeps":
+        from launch.sweep import read_sweep
+
+        read_sweep(path)
+    elif path.parent.name == "tune":
+        from launch.tuning_config import read_space
+
+        read_space(path, "mini")
     else:
         load_dataclass(RunConfig, path)
     header = path.read_text(encoding="utf-8").split("\n\n")[0]

@@ -19,11 +19,13 @@ from modules.geometry.gltf import encode_glb
 from modules.geometry.mesh import TexturedMesh, load_textured_mesh
 from tests.gltf_validator import has_validator, validator_issues
 from tests.rigged_person import textured_body
+from trainer.canonical import hash_json
 from trainer.export import (
     OPTIONAL_FILES,
     ExportConfig,
     export_avatar,
     left_out,
+    orbit_files,
     render_turntable,
     turntable_cameras,
     write_glb,
@@ -189,6 +191,54 @@ def test_glb_and_strip_have_the_same_bytes_each_time(mesh: TexturedMesh, tmp_pat
         assert first[name].read_bytes() == second[name].read_bytes()
 
 
+def test_orbit_has_transparent_pictures_and_the_cameras_that_took_them(mesh: TexturedMesh, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, orbit_frames=4, orbit_resolution=60, supersampling=2, elevation_deg=20.0)
+    paths = export_avatar(mesh, tmp_path, config)
+    names = [f"orbit/{index:03d}.png" for index in range(4)]
+    assert set(paths) == {"avatar.glb", "turntable.mp4", "turntable.png", "orbit/cameras.json", *names}
+    assert sorted(orbit_files(tmp_path)) == [*names, "orbit/cameras.json"]
+    assert all((tmp_path / name).is_file() for name in paths)
+    about = json.loads(paths["orbit/cameras.json"].read_text())
+    assert "OpenGL" in about["convention"]
+    assert [frame["file"] for frame in about["frames"]] == [Path(name).name for name in names]
+    for name, frame, red in zip(names, about["frames"], (True, None, False, None), strict=True):
+        image = Image.open(tmp_path / name)
+        assert (image.mode, image.size) == ("RGBA", (60, 60))
+        pixels = np.asarray(image).astype(int)
+        assert (pixels[[0, -1]] == 0).all()  # whole, with nothing behind it
+        if red is not None:
+            np.testing.assert_array_equal(pixels[30, 30], (200, 0, 0, 255) if red else (0, 0, 200, 255))
+        # Half covered pixels have the full colour: red and blue may mix along the seam, nothing with the background.
+        rim = pixels[(pixels[..., 3] > 0) & (pixels[..., 3] < 255)]
+        assert len(rim) > 20
+        np.testing.assert_allclose(rim[:, 0] + rim[:, 2], 200, atol=1)
+        # The mesh's points, taken through the camera of the file by a plain pinhole model, fill the silhouette's box.
+        pose, size = np.array(frame["camera_to_world"]), (frame["width"], frame["height"])
+        np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-6)
+        assert np.linalg.det(pose[:3, :3]) > 0
+        local = (mesh.vertices - pose[:3, 3]) @ pose[:3, :3]
+        scale = 0.5 / np.tan(np.radians(frame["fov_y_deg"]) / 2)
+        column = (0.5 + scale * local[:, 0] / -local[:, 2]) * size[0]
+        row = (0.5 - scale * local[:, 1] / -local[:, 2]) * size[1]
+        rows, columns = np.nonzero(pixels[..., 3])
+        found = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
+        np.testing.assert_allclose(found, [row.min(), row.max(), column.min(), column.max()], atol=1)
+
+
+def test_exports_from_before_there_were_orbits_stay_valid() -> None:
+    before = {
+        **{"rig": True, "animation": True, "formats": ["obj", "usd"], "max_texture_px": 2048, "turntable_frames": 36},
+        **{"turntable_resolution": 256, "turntable_fps": 18, "elevation_deg": 5.0, "strip_views": 8},
+        **{"supersampling": 2, "background": 1.0},
+    }
+    assert hash_json(ExportConfig().key_settings()) == hash_json(before)
+    assert hash_json(ExportConfig(orbit_resolution=64).key_settings()) == hash_json(before)
+    some = ExportConfig(orbit_frames=2)
+    assert len({hash_json(config.key_settings()) for config in (
+        ExportConfig(), some, dataclasses.replace(some, orbit_frames=3), dataclasses.replace(some, orbit_resolution=64)
+    )}) == 4  # fmt: skip
+
+
 def test_textures_above_the_limit_are_scaled_down(mesh: TexturedMesh, tmp_path: Path) -> None:
     wide = dataclasses.replace(mesh, texture=np.full((32, 64, 3), 77, np.uint8))
     paths = export_avatar(wide, tmp_path, dataclasses.replace(SMALL, max_texture_px=16))
@@ -267,6 +317,9 @@ def test_an_encoder_that_fails_is_a_users_error_and_leaves_nothing(
         ({"strip_views": 0}, "strip_views"),
         ({"supersampling": 0}, "supersampling"),
         ({"background": float("nan")}, "background"),
+        ({"orbit_frames": -1}, "orbit_frames"),
+        ({"orbit_frames": 1001}, "orbit_frames"),
+        ({"orbit_resolution": 8}, "orbit_resolution"),
         ({"formats": ("glb",)}, "formats"),
         ({"formats": ("obj", "obj")}, "formats"),
         ({"rig": False}, "animation"),
