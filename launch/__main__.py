@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from launch.composition import add_verbs as add_composition_verbs
 from launch.farm.verbs import add_verbs as add_farm_verbs
 from launch.results import print_results
+from launch.tuning_verb import add_verb as add_tune_verb
 from modules.errors import AlbumFailed, UserError
 
 EXIT_FAILED = 1
@@ -240,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     add_composition_verbs(add)
     add_farm_verbs(add)
+    add_tune_verb(add)
     if child := add(pretrain, "trainer.pretrain"):
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
         child.add_argument("--out", metavar="DIR", default="out/prior", help="where it goes (default: %(default)s)")

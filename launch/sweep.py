@@ -111,7 +111,7 @@ def run_config(sweep: Sweep, point: Mapping[str, Any]) -> RunConfig:
 
 
 def _figure(metric: Any, where: str) -> str:
-    name = metric.get("name") if isinstance(metric, dict) else None
+    name = str(metric.get("name")) if isinstance(metric, dict) else ""
     if name not in SUMMARY_NAMES:
         raise UserError(f"{where}: metric is {name!r}, expected one of {', '.join(SUMMARY_NAMES)}.")
     figure = SUMMARY_NAMES[name]

@@ -1,13 +1,11 @@
-"""The verb `tune`: a search over any settings, measured on albums with ground truth."""
+"""A search over any settings, measured on albums with ground truth."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.tuning_config import Search, dimensions_of, read_space
 from launch.tuning_results import RESULT, read_results, write_summary
@@ -16,29 +14,6 @@ from trainer.artifacts import run_lock, to_plain, write_json
 from trainer.config import config_path, load_config
 
 REQUEST = "search.json"
-
-
-def tune(arguments: argparse.Namespace) -> int:
-    """Settings that make the best avatars: a search with ASHA or PBT over albums with ground truth."""
-    search = build_search(
-        Path(arguments.space),
-        [Path(album) for album in arguments.album],
-        config=arguments.config,
-        overrides=arguments.overrides,
-        out=Path(arguments.out),
-    )
-    text, whole = run_search(search)
-    print(text, end="")
-    return 0 if whole else 1
-
-
-def add_verb(add: Any) -> None:
-    """Put the verb into the command line; `add(verb, module)` makes a verb's parser."""
-    if child := add(tune, "launch.tuning"):
-        child.add_argument("space", metavar="SPACE.yaml", help="what is searched and how, see configs/tune")
-        child.add_argument("album", metavar="ALBUM", nargs="+", help="folders with ground truth, from `studio`")
-        child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file that is tuned")
-        child.add_argument("--out", metavar="DIR", default="out/tune", help="where it goes (default: %(default)s)")
 
 
 def build_search(

@@ -146,7 +146,7 @@ class Search:
 
     def words(self, point: Mapping[str, Any], rung: int) -> list[str]:
         """What a rung's training changes in the configuration, its folder left out. Raises UserError likewise."""
-        words = [*self.overrides, *point_words(point)]
+        words = [word("runtime.wandb_group", Path(self.out).name), *self.overrides, *point_words(point)]
         share, config = self.tune.share(rung), self.best_config(point)
         if share < 1:
             for key in STEP_KEYS:

@@ -23,9 +23,10 @@
 # 120 s before the time limit, at a preemption, and at `scancel --signal=USR1 --batch JOB` the training saves, ends, and
 # the job goes back to the queue, to go on from there. scancel alone saves and ends, within the cluster's KillWait.
 set -euo pipefail
+: "${SLURM_JOB_ID:?is not set: run this with sbatch}"
 
 # sbatch runs a copy of this script, whose place says nothing.
-script=$(scontrol show job "${SLURM_JOB_ID:?run this with sbatch}" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
+script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1) || :
 for root in "$(dirname "$0")/.." "$(dirname "$script")/.." "$SLURM_SUBMIT_DIR"; do
   [[ ! -f $root/slurm/common.sh ]] || break
 done
@@ -34,26 +35,17 @@ source "$root/slurm/common.sh"
 find_root
 find_python
 
-arguments=("$@")
-# setting KEY VALUE: unless the user has given it.
-setting() {
-  local word
-  for word in "${arguments[@]}"; do [[ $word != "$1="* ]] || return 0; done
-  settings+=("$1=$2")
-}
-
-settings=()
 devices=${SLURM_GPUS_ON_NODE:-0}
 ((devices > 0)) || devices=1
 threads=$((${SLURM_CPUS_ON_NODE:-1} / devices))
-setting runtime.devices "$devices"
-setting runtime.num_threads "$((threads > 0 ? threads : 1))"
-setting runtime.num_nodes "$SLURM_JOB_NUM_NODES"
+setting runtime.devices "$devices" "$@"
+setting runtime.num_threads "$((threads > 0 ? threads : 1))" "$@"
+setting runtime.num_nodes "$SLURM_JOB_NUM_NODES" "$@"
 if ((SLURM_JOB_NUM_NODES > 1)); then
   launcher="srun --overlap --mem=0 --nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
   launcher+=" --cpu-bind=none --kill-on-bad-exit=1 ${CONTAINER:-}"
   # In YAML's quotes, since a value is read as YAML.
-  setting runtime.node_launcher "'${launcher//\'/\'\'}'"
+  setting runtime.node_launcher "'${launcher//\'/\'\'}'" "$@"
 fi
 
 code=0

@@ -3,7 +3,9 @@
 #
 #   find_root     sets `root`, the project's folder, and lets Python find the project there from any folder
 #   find_python   sets `python`, an array: the words of a command that runs Python
-#   run_until_signal COMMAND...   runs it, saves and requeues the job at USR1, saves and ends at TERM; returns its code
+#   setting KEY VALUE ARGUMENT...   adds KEY=VALUE to the array `settings`, unless one of the arguments gives it already
+#   run_until_signal COMMAND...   runs it, saves and requeues the job at USR1, saves and ends at TERM; returns its code,
+#                                 and the signal's name in `asked_of_job`, which is empty where none came
 
 find_root() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -33,6 +35,13 @@ find_python() {
   fi
 }
 
+settings=()
+setting() {
+  local word
+  for word in "${@:3}"; do [[ $word != "$1="* ]] || return 0; done
+  settings+=("$1=$2")
+}
+
 # Slurm's name of this job; of an array's task, whose number alone may mean the whole array.
 _job() {
   echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_JOB_ID:+_$SLURM_ARRAY_TASK_ID}"
@@ -45,6 +54,7 @@ _preempted() {
 
 run_until_signal() {
   local code=0 again=0 child="" asked="" woken=""
+  asked_of_job=""
   trap 'asked=USR1 woken=1; kill -TERM "$child" 2>/dev/null || :' USR1
   trap 'asked=${asked:-TERM} woken=1; kill -TERM "$child" 2>/dev/null || :' TERM
   "$@" &
@@ -60,6 +70,8 @@ run_until_signal() {
     break
   done
   trap '' USR1 TERM
+  # shellcheck disable=SC2034  # for who has called
+  asked_of_job=$asked
   # Only what was stopped goes on: the command may have come to its end, or to an error, in the meantime.
   ((code > 128)) || return "$code"
   [[ $asked == TERM ]] && _preempted && asked=USR1

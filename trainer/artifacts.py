@@ -107,8 +107,8 @@ def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (created when missing) for this process; the kernel frees it when the process ends.
 
     Raises:
-        FolderInUse: another process holds it (not with `wait`: then its end is awaited), or the folder cannot be written
-            (OutputError).
+        FolderInUse: another process holds it (not with `wait`: then its end is awaited).
+        OutputError: the folder cannot be written.
     """
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

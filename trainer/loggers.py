@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from modules.errors import UserError
-from trainer.artifacts import folder_errors, write_json
+from trainer.artifacts import folder_errors
 from trainer.metrics_file import METRICS_NAME, JsonlLogger, read_metrics
 from trainer.runtime import LoggerKind
 from trainer.tracking import (
@@ -42,7 +40,6 @@ __all__ = [
     "build_loggers",
     "finished_trackers",
     "read_metrics",
-    "track_album",
 ]
 
 log = logging.getLogger(__name__)
@@ -141,7 +138,7 @@ def build_loggers(
             case "jsonl":
                 pass
             case "wandb":
-                loggers.append(SafeLogger(WandbLogger(folder, tracked), first_step=first_step))
+                loggers.append(SafeLogger(WandbLogger(folder, tracked, start_step), first_step=first_step))
             case "tensorboard":
                 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -167,13 +164,14 @@ class WandbLogger(Logger):
     Args:
         folder: the training folder, which stands for an album where `tracked` names none.
         tracked: whose training it is.
+        start_step: the step from which the training goes on.
 
     Raises:
         ModuleNotFoundError: there is no W&B.
         UserError: the folder for its files cannot be written.
     """
 
-    def __init__(self, folder: Path, tracked: Tracked) -> None:
+    def __init__(self, folder: Path, tracked: Tracked, start_step: int = 0) -> None:
         super().__init__()
         import wandb  # noqa: F401 - to be missed now, and not in a thread
 
@@ -181,7 +179,7 @@ class WandbLogger(Logger):
             tracked.folder.mkdir(parents=True, exist_ok=True)
         self.tracked, self.albums = tracked, dict(tracked.albums) or {folder.name: folder}
         self.runs = _wandb_runs()
-        self.runs.open(self.albums, tracked)
+        self.runs.open(self.albums, tracked, start_step)
 
     @property
     def name(self) -> str:
@@ -222,11 +220,15 @@ class WandbRuns:
         self._runs: dict[str, Any] = {}
         self._shared: Any = None
         self._is_ours = False
+        # Run and stage of trainings that this process has told from their beginning.
+        self._told: set[tuple[str, str]] = set()
         # Of the albums in the shared run, with their figures once they have some.
         self._figures: dict[str, Mapping[str, float]] = {}
 
-    def open(self, albums: Mapping[str, Path], tracked: Tracked) -> None:
-        """Have a run for each of the albums (name to folder)."""
+    def open(self, albums: Mapping[str, Path], tracked: Tracked, start_step: int = 0) -> None:
+        """Have a run for each of the albums (name to folder), whose training goes on from a step."""
+        if start_step == 0:
+            self._told |= {(run_id(folder), tracked.stage) for folder in albums.values()}
         self.background.call(partial(self._open, dict(albums), tracked))
 
     def log(self, albums: Mapping[str, Path], metrics: Mapping[str, float], stage: str, step: int | None) -> None:
@@ -252,27 +254,36 @@ class WandbRuns:
         self.background.call(work)
 
     def conclude(
-        self, name: str, folder: Path, *, figures: Mapping[str, float], media: Mapping[str, Path], failed: str | None
+        self,
+        name: str,
+        folder: Path,
+        *,
+        figures: Mapping[str, float],
+        media: Mapping[str, Path],
+        failed: str | None = None,
+        history: Sequence[tuple[str, int, Mapping[str, Any]]] = (),
     ) -> None:
-        """Put figures into the summary of an album's run, log its video (.mp4) and model (.glb), and end the run."""
+        """Put figures into the summary of an album's run, log its video (.mp4) and model (.glb), and end the run.
+
+        history: stage, step and values (numbers, or paths of pictures) of all that its trainings have told. Offline, a
+        killed process takes much of it along, so that what this process has not told itself is told again.
+        """
 
         def work() -> None:
-            import wandb
-
             run = self._shared or self._runs.pop(run_id(folder), None)
             if run is None:
                 return
-            shown = {
-                key: wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Object3D(str(path))
-                for key, path in media.items()
-            }
+            if wandb_mode() == "offline":
+                for stage, step, values in history:
+                    if (run_id(folder), stage) not in self._told:
+                        run.log(self._named(name, values) | {f"{stage}/step": step})
             summary = dict(figures) | ({"failed": failed} if failed else {})
             if self._shared is not None:
                 self._figures[name] = figures
-                summary = {f"{self._begin(name)}{key}": value for key, value in summary.items()}
+                summary = self._named(name, summary)
                 summary |= mean_figures([measured for measured in self._figures.values() if measured])
-            if shown:
-                run.log({f"{self._begin(name)}{key}": value for key, value in shown.items()})
+            if media:
+                run.log(self._named(name, media))
             run.summary.update(summary)
             if self._shared is None:
                 run.finish(exit_code=1 if failed else 0)
@@ -306,7 +317,7 @@ class WandbRuns:
             if self._shared is None and key not in self._runs:
                 options = self._options(tracked, len(albums)) | {"id": key, "name": name}
                 options["group"] = tracked.group or folder.resolve().parent.name
-                options["config"] |= {"album": name}
+                options["config"] |= {"album_name": name}
                 self._runs[key] = wandb.init(**options)
             run, stage = self._shared or self._runs[key], f"{tracked.stage}/" if tracked.stage else ""
             if stage or not tracked.albums:
@@ -317,6 +328,11 @@ class WandbRuns:
     def _begin(self, name: str) -> str:
         """How the names of an album's metrics begin."""
         return f"album/{name}/" if self._shared is not None and len(self._figures) > 1 else ""
+
+    def _named(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """An album's values under their names, files as W&B's media."""
+        begin = self._begin(name)
+        return {f"{begin}{key}": _media(value) if isinstance(value, Path) else value for key, value in values.items()}
 
     def _options(self, tracked: Tracked, num_albums: int) -> dict[str, Any]:
         import wandb
@@ -347,31 +363,19 @@ class WandbRuns:
     def _log(self, name: str, folder: Path, values: Mapping[str, Any], stage: str, step: int | None) -> None:
         run = self._shared or self._runs.get(run_id(folder))
         if run is not None:
-            shown = {f"{self._begin(name)}{key}": value for key, value in values.items()}
-            run.log(shown | ({} if step is None else {f"{stage}/step" if stage else "step": step}))
+            run.log(self._named(name, values) | ({} if step is None else {f"{stage}/step" if stage else "step": step}))
 
 
-def track_album(
-    name: str,
-    folder: Path,
-    tracked: Tracked,
-    *,
-    state: str,
-    figures: Mapping[str, float],
-    media: Mapping[str, Path],
-    failed: str | None = None,
-) -> None:
-    """Conclude an album's run in W&B with its figures, its video and its model, unless that was done before.
+def _media(path: Path) -> Any:
+    import wandb
 
-    state: a hash of all that is shown. What could not be said, since W&B did not answer, is said by the next run.
-    """
-    kept = tracked.folder / f"{run_id(folder)}.json"
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(kept.read_text()) == {"album": name, "state": state}:
-            return
-    runs = WandbLogger(folder, dataclasses.replace(tracked, stage="", albums={name: folder})).runs
-    runs.conclude(name, folder, figures=figures, media=media, failed=failed)
-    runs.background.call(lambda: write_json(kept, {"album": name, "state": state}))
+    match path.suffix:
+        case ".mp4":
+            return wandb.Video(str(path), format="mp4")
+        case ".glb":
+            return wandb.Object3D(str(path))
+        case _:
+            return wandb.Image(str(path))
 
 
 @contextlib.contextmanager

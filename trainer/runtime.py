@@ -19,8 +19,7 @@ class RuntimeConfig:
         devices: number of devices, on each node where there are several.
         num_nodes: machines that train PuzzleBooth together; the other stages go on in the process that was started.
         node_launcher: the beginning of a command, in the shell's words, that starts what follows once on each of the
-            nodes, in this folder and environment, ends with an error as soon as one of them does, and passes SIGTERM
-            on.
+            nodes, in this folder and environment, and ends with an error, and all of them, as soon as one of them does.
         strategy: how several devices share one training: "ddp" copies everything, "deepspeed_stage_2" and
             "deepspeed_stage_3" shard optimiser and gradients, or the parameters too, "fsdp" the parameters of a full
             fine-tuning. The last three take one album at a time.

@@ -6,6 +6,7 @@ folder and leave their checkpoint there. Of several machines all see this folder
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modules.errors import UserError
+from trainer.agent import STOP_KEY
 from trainer.album_run import AlbumRun
 from trainer.artifacts import write_json
 from trainer.config import PROJECT_ROOT, load_dataclass, save_config
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from trainer.packs import Pack
 
 JOB_NAME, CONFIG_NAME, ERROR_NAME = "job.json", "job_config.yaml", "error.json"
-# Time to finish a step and save. The agents kill a worker that takes longer, and are killed a little later.
-_GRACE_S, _AGENT_GRACE_S = 60, 50
+# Time to finish a step and save. The agents kill a worker that takes longer, and are ended a little later.
+_AGENT_GRACE_S, _GRACE_S, _KILL_AFTER_S = 50, 60, 15
 
 
 def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: RuntimeConfig) -> None:
@@ -56,9 +58,9 @@ def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: 
     (work / ERROR_NAME).unlink(missing_ok=True)
     # The memory of this process's device is wanted by the first worker.
     pack.backbone.cpu()
-    group, meeting = _group_arguments(runtime)
-    command = [*group, f"--nproc-per-node={runtime.devices}", f"--shutdown-timeout={_AGENT_GRACE_S}"]
-    command += ["--module", "trainer.worker", str(work.resolve())]
+    # Here, where a free port is found and taken at once, and not on whichever node comes first.
+    meeting = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    command = [*_agents(runtime, meeting.port), "--module", "trainer.worker", str(work.resolve())]
     paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -77,11 +79,10 @@ def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: 
     try:
         code = process.wait()
     except BaseException:
-        _end(process)
+        _end(process, meeting)
         raise
     finally:
         pack.settle()
-        del meeting
     if code != 0:
         if (work / ERROR_NAME).is_file():
             error = json.loads((work / ERROR_NAME).read_text())
@@ -113,34 +114,35 @@ def check_devices(runtime: RuntimeConfig) -> None:
         )
 
 
-def _group_arguments(runtime: RuntimeConfig) -> tuple[list[str], object]:
-    """The beginning of the agents' command, and what must be kept for as long as they run."""
-    agent = [sys.executable, "-m", "trainer.agent"]
-    if runtime.num_nodes == 1:
-        return [*agent, "--standalone"], None
-    # Here, where a free port is found and taken at once, and not on whichever node comes first.
-    meeting = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+def _agents(runtime: RuntimeConfig, port: int) -> list[str]:
+    """The command that starts an agent on each node; torchrun's arguments at its end."""
+    alone = runtime.num_nodes == 1
+    host = "localhost" if alone else socket.gethostname()
     return [
-        *shlex.split(runtime.node_launcher),
-        *agent,
+        *([] if alone else shlex.split(runtime.node_launcher)),
+        *(sys.executable, "-m", "trainer.agent", f"{host}:{port}"),
         f"--nnodes={runtime.num_nodes}",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={socket.gethostname()}:{meeting.port}",
-        "--rdzv-conf=is_host=0",
+        f"--nproc-per-node={runtime.devices}",
         f"--rdzv-id={secrets.token_hex(8)}",
-    ], meeting
+        f"--shutdown-timeout={_AGENT_GRACE_S}",
+    ]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], meeting: torch.distributed.TCPStore) -> None:
     """Ask the workers to save and end, and wait; an interrupt, or too long a wait, kills them."""
     main = threading.current_thread() is threading.main_thread()
     # Another SIGTERM would only say the same.
     former = signal.signal(signal.SIGTERM, signal.SIG_IGN) if main else None
     try:
-        process.send_signal(signal.SIGTERM)
+        meeting.set(STOP_KEY, "")
         process.wait(_GRACE_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGKILL)
+        # First so that what starts agents can end those on other nodes.
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_AFTER_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     finally:
         if main:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from modules.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-_ENVIRONMENT = {
+_CONNECT_S = 60.0
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A trial without a GPU must not hide all GPUs from whatever is started beside it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -52,7 +54,7 @@ def ray_cluster(address: str, *, object_store_mb: int) -> Iterator[Any]:
 
     Raises UserError when Ray is not installed, or nobody answers at the address.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -70,7 +72,7 @@ def ray_cluster(address: str, *, object_store_mb: int) -> Iterator[Any]:
         return
     try:
         if wanted and wanted != "local":
-            ray.init(address=wanted, **common)
+            _connect(ray, wanted, common)
         else:
             ray.init(
                 address="local",
@@ -87,6 +89,19 @@ def ray_cluster(address: str, *, object_store_mb: int) -> Iterator[Any]:
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Connect to a cluster, which may be just about to begin."""
+    deadline_s = time.monotonic() + _CONNECT_S
+    while True:
+        try:
+            ray.init(address=address, **options)
+            return
+        except (ConnectionError, RuntimeError, TimeoutError):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(2)
 
 
 def find_workers(ray: Any, *, cpus: float, gpus: float, fraction: float) -> Workers:

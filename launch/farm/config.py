@@ -26,8 +26,8 @@ class FarmConfig:
         max_attempts: an album whose pack has died so often without getting on, at last alone, is failed.
         backoff_s: pause before a pack that died begins anew; it doubles with each death.
         max_backoff_s: the longest such pause.
-        max_pauses: so often in a row all that is tried may end with a full disk or another trouble of the machine
-            before the farm gives up.
+        max_trouble_s: when for so long all that was tried has ended with a full disk, or another trouble that no album
+            is to blame for, the farm gives up.
         deadline_s: seconds from now within which all is to be done; packs are not planned larger than what fits. 0 for
             none.
         rescan_s: seconds between looks for albums that were added; 0 for never.
@@ -37,6 +37,8 @@ class FarmConfig:
         shards: write WebDataset shards at the end.
         shard_size_mb: of such a shard.
         grace_s: seconds that a pack has for its last checkpoint when it is asked to stop.
+        end_file: a file that is made once the farm has come to its end by itself, for a script that starts it again
+            otherwise; "" for none.
         object_store_mb: memory for Ray's object store where Ray is started here; packs do not use it.
     """
 
@@ -52,7 +54,7 @@ class FarmConfig:
     max_attempts: int = 3
     backoff_s: float = 10.0
     max_backoff_s: float = 600.0
-    max_pauses: int = 20
+    max_trouble_s: float = 3600.0
     deadline_s: float = 0.0
     rescan_s: float = 60.0
     index_every_s: float = 30.0
@@ -61,6 +63,7 @@ class FarmConfig:
     shards: bool = False
     shard_size_mb: float = 1000.0
     grace_s: float = 90.0
+    end_file: str = ""
     object_store_mb: int = 100
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class FarmConfig:
             "max_attempts": 1,
             "backoff_s": 0,
             "max_backoff_s": 0,
-            "max_pauses": 1,
+            "max_trouble_s": 0,
             "deadline_s": 0,
             "rescan_s": 0,
             "index_every_s": 0,

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +33,12 @@ from launch.farm.view import FarmView
 from launch.farm.worker import CONFIG, PackSpec, Part
 from launch.planner import PackCost, first_cost, measured_cost, plan_pack_size, weights_gib
 from modules.errors import UserError
-from trainer.artifacts import folder_errors, hash_json
+from trainer.artifacts import folder_errors, hash_json, to_plain
 from trainer.canonical import hash_tree
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
+    from trainer.loggers import SafeLogger
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def run_farm(
             apart=apart,
             pack_size=size,
         )
-        view = FarmView(dataset, queue, index_every_s=settings.index_every_s)
+        group = group or dataset.name
+        view = FarmView(dataset, queue, index_every_s=settings.index_every_s, tracker=_tracker(dataset, config, group))
         farm = _Farm(
             dataset=dataset,
             sources=sources,
@@ -129,7 +130,7 @@ def run_farm(
             config_path=config_path,
             identity=identity,
             threads=max(1, int(cpus)),
-            group=group or dataset.name,
+            group=group,
         )
         with farm.signals():
             if alone:
@@ -141,6 +142,9 @@ def run_farm(
         from launch.farm.shards import write_shards
 
         write_shards(dataset, list(queue.records.values()), size_mb=settings.shard_size_mb)
+    if settings.end_file and farm.stopped is None:
+        with folder_errors(Path(settings.end_file)):
+            Path(settings.end_file).touch()
     return FarmResult(records=queue.records, stopped=farm.stopped)
 
 
@@ -154,6 +158,20 @@ def settings_hash(config: RunConfig) -> str:
     names = [item.name for item in dataclasses.fields(config) if item.name not in ("out", "runtime")]
     shaping = {name: getattr(config, name) for name in names}
     return hash_json([shaping, config.runtime.precision, weights])[:32]
+
+
+def _tracker(dataset: Path, config: RunConfig, group: str) -> SafeLogger | None:
+    """The farm's own run in W&B, beside those of its albums; None where nobody asks for W&B."""
+    if config.runtime.logger != "wandb":
+        return None
+    from trainer.loggers import SafeLogger, WandbLogger
+    from trainer.tracking import TRACKERS_NAME, Tracked
+
+    try:
+        tracked = Tracked(folder=dataset / TRACKERS_NAME, group=group, config=to_plain(config))
+        return SafeLogger(WandbLogger(dataset, tracked))
+    except ModuleNotFoundError as error:
+        raise UserError("runtime.logger is 'wandb', but its package is not installed: pip install wandb.") from error
 
 
 def pack_cost(dataset: Path, config: RunConfig, *, on_gpu: bool) -> PackCost:
@@ -212,7 +230,17 @@ class _Farm:
     _rescanned_s: float = dataclasses.field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.stop_path = self.dataset / FARM / f"stop-{socket.gethostname()}-{os.getpid()}"
+        self.stop_path = self._own_path("stop")
+
+    def _own_path(self, kind: str) -> Path:
+        return self.dataset / FARM / f"{kind}-{socket.gethostname()}-{os.getpid()}"
+
+    def _clear_up(self) -> None:
+        """Remove what farms of this machine have left that were killed."""
+        for kind in ("tune", "stop"):
+            for path in (self.dataset / FARM).glob(f"{kind}-{socket.gethostname()}-*"):
+                if not Path("/proc", path.name.rpartition("-")[2]).exists():
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     # -- what Tune asks -----------------------------------------------------------------------------------------------
 
@@ -297,10 +325,11 @@ class _Farm:
         from launch.farm.tuner import run_tuner
 
         self.stop_path.unlink(missing_ok=True)
-        # On this machine alone: nothing in it is wanted by anybody.
-        storage = tempfile.mkdtemp(prefix="puzzlebooth-farm-")
+        # Nothing in it is wanted by anybody, but every node has to see it.
+        storage = self._own_path("tune")
+        self._clear_up()
         try:
-            run_tuner(self, trainable, Path(storage))
+            run_tuner(self, trainable, storage)
         finally:
             self.view.close()
             self.stop_path.unlink(missing_ok=True)

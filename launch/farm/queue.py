@@ -97,7 +97,7 @@ class PackQueue:
         self._ready: dict[Part, list[str]] = {part: [] for part in self.parts}
         self._paused: list[tuple[float, int, str]] = []
         self._order = itertools.count()
-        self._pauses = 0
+        self._troubles, self._trouble_since_s, self._closed_until_s = 0, 0.0, float("-inf")
         self._busy: set[str] = set()
         self.add(entries)
 
@@ -162,7 +162,8 @@ class PackQueue:
             _, _, name = heapq.heappop(self._paused)
             self._busy.discard(name)
             self._enqueue(self._states[name])
-        for part in () if self.drained else reversed(self.parts):
+        closed = self.drained or self.clock() < self._closed_until_s
+        for part in () if closed else reversed(self.parts):
             if self._is_ahead(part):
                 continue
             while self._ready[part]:
@@ -210,7 +211,7 @@ class PackQueue:
         part = self.running.pop(name)
         finished = self._gather(state)
         if how == "done":
-            self._pauses = 0
+            self._troubles = 0
             state.deaths = state.lost = 0
             state.parts = state.parts[1:] or [part]
             if self._waiting(state.pack):
@@ -244,12 +245,19 @@ class PackQueue:
         return finished
 
     def _trouble(self, state: _PackState, reason: str) -> None:
-        self._pauses += 1
-        if self._pauses >= self.config.max_pauses:
-            raise UserError(f"The farm gives up after {self._pauses} attempts in a row that ended so: {reason}")
-        pause_s = self._backoff_s(self._pauses)
-        log.warning("Pack %s waits %.0f s: %s", state.pack.name, pause_s, reason)
-        self._pause(state, pause_s)
+        """The machines' trouble is that of all packs: none begins for a while."""
+        now_s = self.clock()
+        if self._troubles == 0:
+            self._trouble_since_s = now_s
+        if now_s - self._trouble_since_s >= self.config.max_trouble_s and self._troubles:
+            minutes = (now_s - self._trouble_since_s) / 60
+            raise UserError(f"The farm gives up after {minutes:.0f} minutes in which all it tried ended so: {reason}")
+        # Of packs that ran when it began, each tells of the same trouble.
+        if now_s >= self._closed_until_s:
+            self._troubles += 1
+            self._closed_until_s = now_s + self._backoff_s(self._troubles)
+            log.warning("No pack begins for %.0f s: %s", self._closed_until_s - now_s, reason)
+        self._enqueue(state)
 
     def _died(self, state: _PackState, how: Ending, reason: str) -> list[str]:
         progress = self._progress(state.pack)

@@ -30,10 +30,3 @@ class PackTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing was kept."""
-
-
-class IdleTrial(PackTrial):
-    """Does nothing, at once: what is left is the farm's own cost, for the benchmark."""
-
-    def step(self) -> dict[str, Any]:
-        return {"ended": "done", "reason": "", "done": True}

@@ -1,4 +1,4 @@
-"""Shows how a farm stands: in the terminal, in index.parquet and index.html."""
+"""Shows how a farm stands: in the terminal, in index.parquet and index.html, and in W&B."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.farm.gallery import write_gallery
 from launch.farm.hosts import ClusterUse, cluster_use
@@ -16,12 +16,16 @@ from launch.farm.records import write_index
 from launch.farm.summary import MAX_FAILURES, Summary
 from modules.errors import OutputError
 
+if TYPE_CHECKING:
+    from trainer.loggers import SafeLogger
+
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 30.0
 _TERMINAL_EVERY_S = 1.0
 # Writing a hundred thousand rows takes seconds: never more than a twentieth of the time.
 _SHARE = 20.0
+_TRACKED = ("albums_per_hour", "seconds_left", "workers", "memory_gib", "gpu_memory_gib", "gpu_percent")
 
 
 class FarmView:
@@ -31,10 +35,13 @@ class FarmView:
         dataset: its folder.
         queue: what to show.
         index_every_s: see FarmConfig.
+        tracker: W&B's run of the farm, where there is one.
     """
 
-    def __init__(self, dataset: Path, queue: PackQueue, *, index_every_s: float) -> None:
-        self.dataset, self.queue, self.index_every_s = dataset, queue, index_every_s
+    def __init__(
+        self, dataset: Path, queue: PackQueue, *, index_every_s: float, tracker: SafeLogger | None = None
+    ) -> None:
+        self.dataset, self.queue, self.index_every_s, self.tracker = dataset, queue, index_every_s, tracker
         self.started_s = time.monotonic()
         self._done_before = queue.counts()["done"]
         self._shown_s = self._indexed_s = float("-inf")
@@ -77,6 +84,9 @@ class FarmView:
             self._show(summary_line(self.summary()), final=final)
         if final or now_s - self._indexed_s >= max(self.index_every_s, self._index_took_s * _SHARE):
             self._use = cluster_use(self.dataset)
+            self._track()
+            if final and self.tracker is not None:
+                self.tracker.finalize("success")
             try:
                 self.write()
             except OutputError as error:
@@ -86,6 +96,17 @@ class FarmView:
                 log.warning("%s", error)
             self._indexed_s = time.monotonic()
             self._index_took_s = self._indexed_s - now_s
+
+    def _track(self) -> None:
+        if self.tracker is not None:
+            summary = self.summary()
+            figures = {name: getattr(summary, name) for name in _TRACKED}
+            known = {name: float(value) for name, value in figures.items() if value is not None}
+            counts = {name: float(number) for name, number in summary.counts.items()}
+            # A farm that goes on shows its run where it stopped: seconds of the clock never go back.
+            self.tracker.log_metrics(
+                {f"farm/{name}": value for name, value in (counts | known).items()}, int(time.time())
+            )
 
     def write(self) -> None:
         """Write the index and the page. Raises OutputError when the disk is full."""

@@ -1,7 +1,7 @@
 """One pack, in a process of its own: `python -m launch.farm.worker SPEC`, started by a trial of the farm.
 
-It writes each album's record as soon as the album is done, and a line in the pack's attempts.jsonl at its beginning and
-at its end. A beginning without an end is a death.
+It writes each album's record as soon as the album is done. The pack's attempts.jsonl gets a line at its beginning, for
+each such album, and at its end. A beginning without an end is a death.
 """
 
 from __future__ import annotations
@@ -115,16 +115,21 @@ def _work(spec: PackSpec, dataset: Path) -> None:
     from trainer.pipeline import run_pack
 
     config = load_dataclass(RunConfig, Path(spec.config), [f"out={dataset / ALBUMS}"])
+    if not config.runtime.wandb_group:
+        config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, wandb_group=spec.group))
     hashes = {name: source_hash(source) for name, source in spec.albums}
     chosen = [(name, source) for name, source in spec.albums if not _is_done(dataset, name, spec, hashes[name])]
     if not chosen:
         return
+    attempts = dataset / FARM / "packs" / spec.pack / ATTEMPTS
 
     def keep(result: AlbumResult) -> None:
         # What an album has come to is known at its end, or when it fails on the way.
         if result.failed is not None or UNTIL[spec.part] is None:
             _write_traceback(dataset, result)
-            write_record(dataset, _record(spec, dataset, result, dict(chosen)[result.name], hashes[result.name]))
+            record = _record(spec, dataset, result, dict(chosen)[result.name], hashes[result.name])
+            write_record(dataset, record)
+            add_line(attempts, {"event": "album", "at": _now(), "name": record.name, "state": record.state})
 
     run_pack(
         [Path(source) for _, source in chosen],

@@ -5,7 +5,7 @@
 #
 # DIR must not exist; logs and Slurm's state go there. COMMAND runs on a login node called ctl, beside the nodes na and
 # nb with CORES cores and GPUS pretended GPUs each. A node has its own network, host name, processes, /dev/shm and
-# /tmp; folders in SHARED (words; DIR and the working folder always) are seen by all of them, as on a cluster's file
+# /tmp; DIR/small is a disk of SMALL_MB (default 0: none), to be filled. Folders in SHARED (words; DIR and the working folder always) are seen by all of them, as on a cluster's file
 # system. Everything lives in namespaces of its own, so it cannot be seen from outside, and ends with COMMAND.
 #
 # Partitions: main (default; its jobs are requeued when preempted, after a grace of 30 s) and urgent, which preempts.
@@ -27,10 +27,16 @@ shift
 
 nodes=(na nb)
 cores=${CORES:-2} gpus=${GPUS:-0} memory_mb=${MEMORY_MB:-8000}
+small_mb=${SMALL_MB:-0}
 subnet=10.99.7
 export PATH=$PATH:/usr/sbin:/sbin SLURM_CONF=$dir/etc/slurm.conf
 mkdir -p "$dir"/{etc,log,state,munge,dev}
 chmod 755 "$dir" "$dir/munge" "$dir/log"
+
+if ((small_mb > 0)); then
+  mkdir "$dir/small"
+  mount -t tmpfs -o "size=${small_mb}m" tmpfs "$dir/small"
+fi
 
 # -- names and network ---------------------------------------------------------------------------------------------
 {

@@ -60,10 +60,10 @@ def config_of(out: Path, backbone: Path, *words: str) -> RunConfig:
     return load_config(None, smoke_overrides(out, backbone, *words))
 
 
-def launch(*words: str | Path, **options) -> subprocess.CompletedProcess[str]:
+def launch(*words: str | Path, timeout_s: float = 240, **options) -> subprocess.CompletedProcess[str]:
     """`python -m launch WORDS`, to its end."""
     command = [sys.executable, "-m", "launch", *map(str, words)]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=timeout_s, **options)
 
 
 def start(*words: str | Path) -> subprocess.Popen[str]:

@@ -78,6 +78,7 @@ def test_a_trial_trains_all_albums_with_its_values_and_its_share_of_the_steps(se
     assert config.booth.joint_phase.steps == round(whole.booth.joint_phase.steps / 4)
     assert config.booth.token_phase.steps == 0
     assert config.out == str(search.rung_folder("trial_1", 1))
+    assert config.runtime.wandb_group == "out"
     assert "SLURM_NTASKS" not in training.environments[0]
     assert training.environments[0]["CUDA_VISIBLE_DEVICES"] == ""
     assert (result.value, result.figures, result.failed) == (3.0, {"ann": 2.0, "bob": 4.0}, {})
@@ -159,7 +160,7 @@ def test_the_best_configuration_is_one_that_a_run_takes(search: Search) -> None:
     write_result(search, result_of("trial_3", 1, 51.0, share=0.25, failed={"bob": "no photos"}))
     text = write_summary(search, finished=True)
     config = load_config(str(Path(search.out) / "best.yaml"))
-    assert config == load_config("mini", ["seed=3", "geometry.lr=1.0e-3", *search.words(POINT, 2)[2:]])
+    assert config == load_config("mini", ["seed=3", "geometry.lr=1.0e-3", *search.words(POINT, 2)[3:]])
     assert (config.geometry.lr, config.seed, config.out) == (1e-3, 3, "out")
     assert "| trial_2 | 0.001 | sds | False | 2.500 | **2.000** |" in text
     assert "- trial_3, rung 1, bob: no photos" in text

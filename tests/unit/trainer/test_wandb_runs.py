@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from trainer import loggers, tracking
-from trainer.loggers import SafeLogger, build_loggers, finished_trackers, track_album
+from trainer.loggers import SafeLogger, build_loggers, finished_trackers
+from trainer.result_tracking import track_album
 from trainer.tracking import Background, Tracked, album_figures, album_metrics, mean_figures, run_id, wandb_mode
 
 PICTURE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -50,7 +51,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]
     module: Any = ModuleType("wandb")
     module.run, module.begun = None, []
     module.Settings = SimpleNamespace
-    module.Image = lambda image: ("image", image.shape)
+    module.Image = lambda image: ("image", Path(image).name if isinstance(image, str) else image.shape)
     module.Video = lambda path, format: ("video", Path(path).name)
     module.Object3D = lambda path: ("model", Path(path).name)
 
@@ -134,7 +135,7 @@ def test_stages_and_phases_of_an_album_share_one_run(tmp_path: Path, fake_wandb:
     assert ann.options["dir"] == str(tmp_path / "out" / "trackers")
     pack = place.pack
     assert ann.options["tags"] == [pack]
-    assert ann.options["config"] == {"seed": 3, "pack": pack, "num_albums": 2, "album": "ann"}
+    assert ann.options["config"] == {"seed": 3, "pack": pack, "num_albums": 2, "album_name": "ann"}
     assert [run.options["settings"].x_disable_stats for run in (ann, bob)] == [False, True]
     assert ann.logged == [
         {"booth/loss": 0.5, "booth/pack/loss": 1.0, "booth/step": 7},
@@ -193,6 +194,30 @@ def test_an_album_is_concluded_once(tmp_path: Path, fake_wandb: Any) -> None:
     # Another result of the same album is told in the same run.
     conclude(tmp_path, "ann", state="2")
     assert [run.id for run in fake_wandb.begun] == [run.id, run.id]
+
+
+def test_what_a_killed_process_has_told_is_told_again_offline(
+    tmp_path: Path, fake_wandb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = [
+        ("booth", 1, {"booth/loss": 1.0}),
+        ("booth", 2, {"booth/media/samples": tmp_path / "samples_2.png"}),
+        ("geometry", 1, {"geometry/loss": 2.0}),
+        ("texture", 1, {"texture/loss": 3.0}),
+    ]
+    for stage, start_step in (("geometry", 0), ("geometry", 5), ("texture", 5)):
+        place = tracked(tmp_path, "ann", stage=stage)
+        build_loggers("wandb", tmp_path / "work", start_step=start_step, trackers=place)
+    conclude(tmp_path, "ann", history=history)
+    # Of the geometry stage this process has told all; the texture stage it took up in the middle.
+    assert fake_wandb.begun[0].logged == [
+        {"booth/loss": 1.0, "booth/step": 1},
+        {"booth/media/samples": ("image", "samples_2.png"), "booth/step": 2},
+        {"texture/loss": 3.0, "texture/step": 1},
+    ]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    conclude(tmp_path, "bob", history=history)
+    assert fake_wandb.begun[1].logged == []
 
 
 def test_an_album_that_failed_says_why(tmp_path: Path, fake_wandb: Any) -> None:

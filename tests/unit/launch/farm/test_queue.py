@@ -174,25 +174,35 @@ def test_deaths_of_a_killed_farm_are_remembered(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_no_album_s_fault_and_has_an_end(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, 1, max_pauses=4)
+    bench = Bench(tmp_path, 2, pack_size=1, max_trouble_s=60)
+    first, second = bench.begin(), bench.begin()
+    assert bench.queue.ended(first, "trouble", "The disk is full.") == []
+    # Both tell of the same trouble, and while it lasts nothing is begun.
+    assert bench.queue.ended(second, "trouble", "The disk is full.") == []
     for pause in (10, 20, 40):
-        assert bench.queue.ended(bench.begin(), "trouble", "The disk is full.") == []
+        bench.clock.now += pause - 1
         assert bench.queue.next() is Nothing.NOW
-        bench.clock.now += pause
-    name = bench.begin()
-    with pytest.raises(UserError, match=r"gives up after 4 attempts .* The disk is full"):
+        bench.clock.now += 1
+        name = bench.begin()
+        if pause < 40:
+            bench.queue.ended(name, "trouble", "The disk is full.")
+    with pytest.raises(UserError, match=r"gives up after 1 minutes .* The disk is full"):
         bench.queue.ended(name, "trouble", "The disk is full.")
-    assert bench.states() == "waiting"
+    assert bench.states() == "waiting waiting"
 
 
 def test_a_success_ends_the_counting_of_troubles(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, 2, max_pauses=2, pack_size=1)
+    bench = Bench(tmp_path, 3, max_trouble_s=1, pack_size=1)
     first, second = bench.begin(), bench.begin()
     bench.queue.ended(first, "trouble", "full")
     bench.finish("a1", pack=second)
     bench.queue.ended(second, "done")
     bench.clock.now += 100
     assert bench.queue.ended(bench.begin(), "trouble", "full") == []
+    bench.clock.now += 100
+    name = bench.begin()
+    with pytest.raises(UserError, match="gives up"):
+        bench.queue.ended(name, "trouble", "full")
 
 
 def test_a_pack_of_another_farm_is_looked_at_again(tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ def test_each_album_leaves_a_record(spec: PackSpec, monkeypatch: pytest.MonkeyPa
     assert (failed.state, failed.reason) == ("failed", "no photo shows anybody")
     assert [file["path"] for file in failed.files] == ["traceback.txt"]
     assert (dataset / "albums" / "b" / "traceback.txt").read_text() == "Traceback: here"
-    begin, end = attempts(spec)
+    begin, first, second, end = attempts(spec)
+    assert [(row["event"], row["name"], row["state"]) for row in (first, second)] == [
+        ("album", "a", "done"),
+        ("album", "b", "failed"),
+    ]
     assert (begin["event"], begin["attempt"]) == ("begin", 3)
     assert (end["event"], end["ended"], end["num_albums"]) == ("end", "done", 2)
     assert end["memory_gib"] > 0
