@@ -29,19 +29,23 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# Tests use one thread each. A file's tests stay together, since they share what is costly to make.
+JOBS ?= 2
+PARALLEL := --numprocesses=$(JOBS) --dist=loadfile
+
 venv: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m launch run examples/demo_album --config mini --out out --name demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
 	$(BIN)/python -m coverage report --include='modules/*' --fail-under=85
 	$(BIN)/python -m coverage report --include='trainer/*' --fail-under=85
 
 # Exit code 5 says that nothing was chosen, which is no failure here.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow or slurm or browser' --timeout=1800 || test $$? -eq 5
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or slurm or browser' --timeout=1800 || test $$? -eq 5
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from launch.composition import add_verbs as add_composition_verbs
 from launch.farm.verbs import add_verbs as add_farm_verbs
 from launch.results import print_results
+from launch.slurm import add_verbs as add_slurm_verbs
 from launch.tuning_verb import add_verb as add_tune_verb
 from modules.errors import AlbumFailed, UserError
 
@@ -241,6 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     add_composition_verbs(add)
     add_farm_verbs(add)
+    add_slurm_verbs(add)
     add_tune_verb(add)
     if child := add(pretrain, "trainer.pretrain"):
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
@@ -352,6 +354,8 @@ def _prepare_environment() -> None:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
+    # Slurm sends it more than once, and the first is enough.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 

@@ -18,9 +18,10 @@
 # back to the queue and goes on from there. A node that fails is done without; a Ray process that dies is started again,
 # and so is the farm itself, up to FARM_RESTARTS times (default 50). Several such jobs may share one DATASET.
 set -euo pipefail
+: "${SLURM_JOB_ID:?is not set: run this with sbatch}"
 
 # sbatch runs a copy of this script, whose place says nothing.
-script=$(scontrol show job "${SLURM_JOB_ID:?run this with sbatch}" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
+script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1) || :
 for root in "$(dirname "$0")/.." "$(dirname "$script")/.." "$SLURM_SUBMIT_DIR"; do
   [[ ! -f $root/slurm/common.sh ]] || break
 done

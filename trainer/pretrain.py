@@ -102,9 +102,9 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
             f"{config.num_images}: ask for more."
         )
 
-    def batch(step: int) -> dict[str, torch.Tensor]:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        rng = np.random.default_rng((config.seed, step, rank))
+    def batch(step: int, part: int = 0, num_parts: int = 1) -> dict[str, torch.Tensor]:
+        # Each process, and each of a step's parts, has a whole batch of its own.
+        rng = np.random.default_rng((config.seed, step, part))
         pixels, captions, foreground = images.draw(config.batch_size, rng)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255

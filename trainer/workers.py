@@ -71,11 +71,11 @@ def train_in_workers(pack: Pack, runs: Sequence[AlbumRun], work: Path, runtime: 
     }
     try:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-    except OSError as error:
+    except OSError as problem:
         raise UserError(
-            f"runtime.node_launcher cannot be started ({error.strerror}: {error.filename}): give a "
+            f"runtime.node_launcher cannot be started ({problem.strerror}: {problem.filename}): give a "
             "command of this machine."
-        ) from error
+        ) from problem
     try:
         code = process.wait()
     except BaseException:

@@ -33,7 +33,7 @@ from launch.farm.view import FarmView
 from launch.farm.worker import CONFIG, PackSpec, Part
 from launch.planner import PackCost, first_cost, measured_cost, plan_pack_size, weights_gib
 from modules.errors import UserError
-from trainer.artifacts import folder_errors, hash_json, to_plain
+from trainer.artifacts import folder_errors, hash_json, run_lock, to_plain
 from trainer.canonical import hash_tree
 
 if TYPE_CHECKING:
@@ -205,8 +205,10 @@ def _save_config(config: RunConfig, dataset: Path, identity: str) -> Path:
     from trainer.config import save_config
 
     path = dataset / FARM / f"config-{identity[:12]}.yaml"
-    save_config(config, path)
-    save_config(config, dataset / CONFIG)
+    # Farms that begin together write the same.
+    with run_lock(dataset / FARM / "config", wait=True):
+        save_config(config, path)
+        save_config(config, dataset / CONFIG)
     return path
 
 
@@ -368,7 +370,7 @@ class _Farm:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Let running packs save themselves at SIGINT, SIGTERM and SIGUSR1; the second signal ends at once."""
+        """Let running packs save themselves at SIGINT, SIGTERM and SIGUSR1; another SIGINT ends at once."""
         numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -380,7 +382,9 @@ class _Farm:
                 self.stopped = number
                 self.queue.drained = True
                 self._ask_to_stop()
-                signal.signal(number, former[number] if number != signal.SIGUSR1 else signal.SIG_IGN)
+            elif number == signal.SIGINT:
+                # Somebody is impatient. Clusters send the others more than once.
+                raise KeyboardInterrupt
 
         for number in numbers:
             signal.signal(number, stop)

@@ -16,7 +16,7 @@ from typing import Any
 from launch.child import run_child
 from launch.farm.hosts import HostUse
 from launch.farm.plan import FARM
-from launch.farm.worker import BUSY, DONE, LOG, STOPPED, TROUBLE, PackSpec, write_spec
+from launch.farm.worker import BUSY, DONE, LOG, STOPPED, TROUBLE, PackSpec
 from modules.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +32,8 @@ def run_pack_process(config: Mapping[str, Any], tick: Callable[[], None] = lambd
     spec = PackSpec.parse(config["spec"])
     folder = Path(spec.dataset) / FARM / "packs" / spec.pack
     try:
-        path = write_spec(folder, spec)
         code = run_child(
-            [sys.executable, "-m", "launch.farm.worker", str(path)],
+            [sys.executable, "-m", "launch.farm.worker", config["spec"]],
             log=folder / LOG,
             stop=_stop(Path(config["stop"]), HostUse(Path(spec.dataset)), tick),
             grace_s=config["grace_s"],

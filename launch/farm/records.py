@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,7 @@ def write_index(dataset: Path, records: Iterable[AlbumRecord]) -> Path:
 
     path = dataset / INDEX
     # Of each process its own: two farms may fill one dataset.
-    temporary = path.with_name(f".{INDEX}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{INDEX}.{socket.gethostname()}.{os.getpid()}.tmp")
     with folder_errors(dataset):
         try:
             pq.write_table(table_of(records), temporary, compression="zstd")

@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from launch.farm.queue import Nothing
+from launch.farm.worker import PARTS
 
 if TYPE_CHECKING:
     from launch.farm.driver import _Farm
@@ -61,7 +62,9 @@ def run_tuner(farm: _Farm, trainable: Callable[[], type] | None, storage: Path) 
     # Tune looks for the result files that its loggers would have written, and says of every trial that there are none.
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tuner", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    resources = tune.with_resources(chosen, lambda config: tune.PlacementGroupFactory([farm.resources(config["part"])]))
+    # Tune unpickles this with every trial: nothing of the farm's may hang on it.
+    held = {part: farm.resources(part) for part in PARTS}
+    resources = tune.with_resources(chosen, lambda config: tune.PlacementGroupFactory([held[config["part"]]]))
     tuner = tune.Tuner(
         resources,
         tune_config=tune.TuneConfig(

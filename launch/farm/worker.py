@@ -1,4 +1,4 @@
-"""One pack, in a process of its own: `python -m launch.farm.worker SPEC`, started by a trial of the farm.
+"""One pack, in a process of its own: `python -m launch.farm.worker SPEC`, with SPEC as JSON, started by the farm.
 
 It writes each album's record as soon as the album is done. The pack's attempts.jsonl gets a line at its beginning, for
 each such album, and at its end. A beginning without an end is a death.
@@ -27,7 +27,16 @@ from launch.farm.manifest import source_hash
 from launch.farm.plan import ATTEMPTS, FARM, add_line
 from launch.farm.records import ALBUMS, AlbumRecord, album_folder, read_record, write_record
 from modules.errors import FolderInUse, UserError
-from trainer.artifacts import StageFolder, folder_errors, git_revision, hash_file, run_lock, versions, write_text
+from trainer.artifacts import (
+    StageFolder,
+    folder_errors,
+    git_revision,
+    hash_file,
+    run_lock,
+    versions,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from trainer.pipeline import AlbumResult, Until
@@ -92,6 +101,7 @@ def run_spec(spec: PackSpec) -> int:
     try:
         with run_lock(folder):
             begun = {"attempt": spec.attempt, "part": spec.part, "host": socket.gethostname(), "pid": os.getpid()}
+            write_json(folder / SPEC, dataclasses.asdict(spec))
             add_line(folder / ATTEMPTS, {"event": "begin", "at": _now(), **begun})
             started = time.monotonic()
             _work(spec, dataset)
@@ -240,21 +250,10 @@ def main(argv: Sequence[str], run: Callable[[PackSpec], int] = run_spec) -> int:
     # What a cluster sends before its time is up; it goes to every process of a job step.
     signal.signal(signal.SIGUSR1, _terminate)
     try:
-        return run(PackSpec.parse(Path(argv[0]).read_text()))
+        return run(PackSpec.parse(argv[0]))
     except BaseException:
         traceback.print_exc()
         return 70
-
-
-def write_spec(folder: Path, spec: PackSpec) -> Path:
-    """Put a specification where its worker finds it."""
-    from trainer.artifacts import write_json
-
-    with folder_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{spec.part}-{SPEC}"
-    write_json(path, dataclasses.asdict(spec))
-    return path
 
 
 if __name__ == "__main__":

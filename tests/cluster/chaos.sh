@@ -25,7 +25,7 @@ await_packs() {
 await_packs 1
 sleep 3
 say "kill a pack's process: $(pgrep -f 'launch.farm.worker' | head -n 1)"
-pkill -9 -o -f 'python -m launch.farm.worker|launch.farm.worker .*spec.json'
+pkill -9 -o -f '[-]m launch.farm.worker'
 
 await_packs 1
 sleep 3

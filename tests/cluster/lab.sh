@@ -12,6 +12,8 @@
 # Needs slurmctld, slurmd, the slurm client, munge, iproute2, and root or user namespaces.
 set -euo pipefail
 
+# In braces, so that the whole is read before it runs: an editor may save this file meanwhile.
+{
 if [[ ${1:-} != --inside ]]; then
   (($# >= 2)) || { echo "usage: $0 DIR COMMAND..." >&2; exit 64; }
   [[ ! -e $1 ]] || { echo "$1 is there already" >&2; exit 64; }
@@ -143,3 +145,4 @@ fi
 code=0
 "$@" || code=$?
 exit "$code"
+}

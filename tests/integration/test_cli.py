@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -353,3 +354,12 @@ def test_second_run_on_the_same_folder_is_turned_away(
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.slow
+def test_the_prior_is_trained_by_two_processes(tmp_path: Path) -> None:
+    words = ["processes=2", "num_people=2", "images_per_person=2", "resolution=32", "num_images=16", "batch_size=4"]
+    words += ["num_sketch_images=8", "channels=[16,32]", "text_width=32", "text_layers=1", "runtime.accelerator=cpu"]
+    done = launch("pretrain", "--out", tmp_path / "out", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "weights" / "training.json").read_text()) == {"images_seen": 16}

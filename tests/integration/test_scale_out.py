@@ -56,6 +56,13 @@ def test_two_processes_train_a_pack_like_one(albums: list[Path], backbone: Path,
 
 
 @pytest.mark.slow
+def test_the_stages_behind_go_on_in_one_process(albums: list[Path], backbone: Path, tmp_path: Path) -> None:
+    (result,) = run_pack(albums[:1], config_of(tmp_path, backbone, *BOOTH, *TWO), until="texture")
+    assert result.failed is None
+    assert [row["step"] for row in read_metrics(result.folder / "texture" / "metrics.jsonl")] == list(range(8))
+
+
+@pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_has_the_losses_of_ddp(albums: list[Path], backbone: Path, tmp_path: Path, stage: int) -> None:
@@ -111,6 +118,12 @@ def test_what_a_worker_says_reaches_the_user(albums: list[Path], backbone: Path,
     words = ("booth.photos_per_step=1", "booth.weight_prior=0", "booth.weight_synthetic=0")
     with pytest.raises(UserError, match="A step has 1 images, which 2 processes or accumulations cannot share"):
         train(albums[:1], tmp_path, backbone, *TWO, *words)
+
+
+def test_a_launcher_that_is_not_there_is_said(albums: list[Path], backbone: Path, tmp_path: Path) -> None:
+    words = ("runtime.num_nodes=2", "runtime.node_launcher=no-such-command -x")
+    with pytest.raises(UserError, match=r"runtime\.node_launcher cannot be started \(No such file .*no-such-command"):
+        train(albums[:1], tmp_path, backbone, *words)
 
 
 def test_what_cannot_be_shared_out_is_refused(albums: list[Path], backbone: Path, tmp_path: Path) -> None:

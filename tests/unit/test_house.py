@@ -67,6 +67,11 @@ def test_every_shipped_configuration_loads_and_says_what_it_is_for(path):
         from launch.tuning_config import read_space
 
         read_space(path, "mini")
+    elif path.parent.name == "clusters":
+        if path.stem.startswith("slurm"):
+            from launch.slurm import load_cluster
+
+            load_cluster(path.stem)
     else:
         load_dataclass(RunConfig, path)
     header = path.read_text(encoding="utf-8").split("\n\n")[0]

@@ -115,6 +115,7 @@ def test_a_small_pack_has_no_more_parts_than_rows(tmp_path: Path):
         (["booth.num_synthetic_people=0", "booth.weight_prior=0", "booth.photos_per_step=3"], 3),
         (["runtime.devices=4"], 2),
         (["runtime.devices=16"], 1),
+        (["runtime.devices=2", "runtime.node_launcher=each", "runtime.num_nodes=2"], 2),
     ],
 )
 def test_parts_with_one_row_each(words: list[str], parts: int):

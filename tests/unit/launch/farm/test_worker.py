@@ -17,7 +17,7 @@ from launch.farm.manifest import source_hash
 from launch.farm.plan import read_lines
 from launch.farm.process import child_environment, run_pack_process
 from launch.farm.records import read_record
-from launch.farm.worker import BUSY, DONE, STOPPED, TROUBLE, PackSpec, main, run_spec, write_spec
+from launch.farm.worker import BUSY, DONE, STOPPED, TROUBLE, PackSpec, main, run_spec
 from modules.errors import OutputError, UserError
 from trainer.artifacts import run_lock
 from trainer.config import RunConfig, save_config
@@ -134,7 +134,7 @@ def test_a_death_leaves_a_beginning_without_an_end(
     pretend(monkeypatch, ZeroDivisionError("by zero"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        assert main([str(write_spec(tmp_path / "packs", spec))]) == 70
+        assert main([json.dumps(dataclasses.asdict(spec))]) == 70
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
