@@ -19,7 +19,7 @@ class FarmConfig:
         max_pack_size: no planned pack is larger.
         cpus_per_pack: cores that a pack's training holds; 0 for runtime.num_threads, or one.
         gpus_per_pack: GPUs that it holds where the cluster has some; fractions put several packs on one GPU.
-        cpu_stages_apart: prepare and export albums in trials of their own, which hold no GPU: "auto" does so where the
+        cpu_stages_apart: prepare and export albums in trials of their own, which hold no GPU; "auto" does so where the
             cluster has GPUs.
         cpus_per_cpu_stage: cores that such a trial holds.
         memory_fraction: of a device's memory that plans may fill.
@@ -48,7 +48,7 @@ class FarmConfig:
     max_pack_size: int = 8
     cpus_per_pack: float = 0.0
     gpus_per_pack: float = 1.0
-    cpu_stages_apart: Literal["auto", "true", "false"] = "auto"
+    cpu_stages_apart: Literal["auto", "always", "never"] = "auto"
     cpus_per_cpu_stage: float = 1.0
     memory_fraction: float = 0.9
     max_attempts: int = 3

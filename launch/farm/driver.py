@@ -99,7 +99,7 @@ def run_farm(
             workers = this_machine(cpus=cpus, fraction=settings.memory_fraction)
         else:
             workers = find_workers(ray, cpus=cpus, gpus=settings.gpus_per_pack, fraction=settings.memory_fraction)
-        apart = settings.cpu_stages_apart == "true" or (
+        apart = settings.cpu_stages_apart == "always" or (
             settings.cpu_stages_apart == "auto" and workers.on_gpu and not alone
         )
         started_s = time.monotonic()

@@ -101,7 +101,7 @@ def test_the_verb_says_what_became_of_the_albums(
 ) -> None:
     from launch.__main__ import parse
 
-    words = ["farm.scheduler=alone", "farm.pack_size=5", "seed=3"]
+    words = ["farm.scheduler=alone", "farm.cpu_stages_apart=never", "farm.pack_size=5", "seed=3"]
     arguments = parse(["farm", str(albums), "--out", str(tmp_path / "d"), "--config", "mini", *words])
     assert farm(arguments) == 1
     shown = capsys.readouterr()
