@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 
 # A shell that starts the tests in the background lets them, and the processes that they interrupt, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,11 +37,16 @@ def _missing_for(marker: str) -> str | None:
             return None if torch.cuda.is_available() else "no CUDA device"
         case "slurm":
             path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-            needed = ("slurmctld", "slurmd", "sbatch", "munged")
+            needed = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare")
             absent = [name for name in needed if shutil.which(name, path=path) is None]
             if absent:
                 return f"not installed: {', '.join(absent)}"
-            return None if os.geteuid() == 0 else "needs root"
+            if os.geteuid() != 0:
+                return "needs root"
+            # The cluster lives in namespaces of its own, which some containers do not allow.
+            spaces = ["--mount", "--uts", "--net", "--ipc", "--pid", "--fork", "--mount-proc"]
+            allowed = subprocess.run(["unshare", *spaces, "true"], capture_output=True, check=False).returncode == 0
+            return None if allowed else "namespaces are not allowed here"
         case "browser":
             found = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
             return None if found else "chromium is not installed"

@@ -83,13 +83,13 @@ def test_a_farm_outlives_whatever_happens(
         """
         dataset=$DISK/dataset
         mapfile -t words < words
-        job=$(sbatch --parsable --nodes=2 --time=20 "$PROJECT/slurm/farm.sh" "$PHOTOS" --out "$dataset" "${words[@]}")
+        job=$(sbatch --parsable --nodes=2 --time=60 "$PROJECT/slurm/farm.sh" "$PHOTOS" --out "$dataset" "${words[@]}")
         bash "$PROJECT/tests/cluster/chaos.sh" "$job" "$dataset" "$DISK"
         while [[ $(squeue --noheader --job="$job" --format=%T) =~ RUNNING|PENDING|COMPLETING ]]; do sleep 1; done
         scontrol show job "$job" | grep -E 'JobState|Restarts|ExitCode'
         cp -a "$dataset" "$KEPT"
         """,
-        timeout_s=1200,
+        timeout_s=1500,
         CORES=1,
         SMALL_MB=3000,
         DISK=tmp_path / "lab-0" / "small",
