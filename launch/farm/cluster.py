@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # Signals are the farm's: Tune would end its loop, and leave the packs to be killed.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # By default a searcher is asked for one trial at a time, since others learn from results. This one does not.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
