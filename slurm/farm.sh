@@ -40,7 +40,8 @@ for ((restart = 0; restart <= ${FARM_RESTARTS:-50}; restart++)); do
   await_ray || code=$?
   if ((code == 0)); then
     rm -f "$ended"
-    run_until_signal "${python[@]}" -m launch farm "$@" farm.address="$RAY_ADDRESS" farm.end_file="$ended" || code=$?
+    run_until_signal "${python[@]}" -m launch farm "$@" farm.address="$RAY_ADDRESS" farm.end_file="$ended" \
+      farm.await_nodes="${#ray_nodes[@]}" || code=$?
     # It has come to its end by itself, or it was asked to.
     [[ -z ${asked_of_job:-} && ! -e $ended ]] || break
     # A mistake in the arguments, which another try would not mend.

@@ -106,6 +106,13 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
             time.sleep(2)
 
 
+def await_nodes(ray: Any, number: int, patience_s: float = _CONNECT_S) -> None:
+    """Wait until a cluster has so many machines: those that join later would find packs planned for fewer."""
+    deadline_s = time.monotonic() + patience_s
+    while sum(node["Alive"] for node in ray.nodes()) < number and time.monotonic() < deadline_s:
+        time.sleep(min(1.0, patience_s))
+
+
 def find_workers(ray: Any, *, cpus: float, gpus: float, fraction: float) -> Workers:
     """How many packs a cluster has room for at the moment, and how much memory each.
 

@@ -15,6 +15,7 @@ class FarmConfig:
         scheduler: "ray" runs packs on all of a cluster, "alone" one after the other on this machine, without Ray;
             several such processes may share a dataset.
         address: of a Ray cluster, for example "auto"; "" takes the environment's RAY_ADDRESS, or starts Ray here.
+        await_nodes: so many machines of the cluster are waited for, a minute at most, before packs are planned.
         pack_size: albums of a pack; 0 plans it from memory, measured cost, deadline and the number of workers.
         max_pack_size: no planned pack is larger.
         cpus_per_pack: cores that a pack's training holds; 0 for runtime.num_threads, or one.
@@ -44,6 +45,7 @@ class FarmConfig:
 
     scheduler: Literal["ray", "alone"] = "ray"
     address: str = ""
+    await_nodes: int = 0
     pack_size: int = 0
     max_pack_size: int = 8
     cpus_per_pack: float = 0.0
@@ -68,6 +70,7 @@ class FarmConfig:
 
     def __post_init__(self) -> None:
         least_values = {
+            "await_nodes": 0,
             "pack_size": 0,
             "max_pack_size": 1,
             "cpus_per_pack": 0,

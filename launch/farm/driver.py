@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.farm.cluster import Workers, find_workers, ray_cluster, this_machine
+from launch.farm.cluster import Workers, await_nodes, find_workers, ray_cluster, this_machine
 from launch.farm.config import FarmConfig
 from launch.farm.manifest import scan
 from launch.farm.plan import FARM, read_lines
@@ -98,6 +98,7 @@ def run_farm(
         if alone:
             workers = this_machine(cpus=cpus, fraction=settings.memory_fraction)
         else:
+            await_nodes(ray, settings.await_nodes)
             workers = find_workers(ray, cpus=cpus, gpus=settings.gpus_per_pack, fraction=settings.memory_fraction)
         apart = settings.cpu_stages_apart == "always" or (
             settings.cpu_stages_apart == "auto" and workers.on_gpu and not alone

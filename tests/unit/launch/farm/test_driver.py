@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.farm import process
-from launch.farm.cluster import Workers, find_workers
+from launch.farm.cluster import Workers, await_nodes, find_workers
 from launch.farm.config import FarmConfig
 from launch.farm.driver import choose_size, pack_cost, run_farm, settings_hash
 from launch.farm.hosts import HostUse, cluster_use
@@ -175,6 +175,11 @@ def test_room_for_packs_is_counted_by_machine() -> None:
     # Two packs on the first machine, one on the second; each may fill half of what is a pack's part.
     assert (workers.num, workers.on_gpu, workers.gpus) == (3, False, 0)
     assert workers.memory_gib == pytest.approx(1.5)
+    started_s = time.monotonic()
+    await_nodes(ray, 3, patience_s=30)
+    assert time.monotonic() - started_s < 5
+    await_nodes(ray, 4, patience_s=0.2)
+    assert time.monotonic() - started_s >= 0.2
     with pytest.raises(UserError, match=r"room for a pack of 8 cores .the largest has 5 cores"):
         find_workers(ray, cpus=8, gpus=1, fraction=0.5)
 
