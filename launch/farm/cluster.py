@@ -68,7 +68,9 @@ def ray_cluster(address: str, *, object_store_mb: int) -> Iterator[Any]:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": {"PYTHONPATH": paths, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
     }
-    wanted = address or os.environ.get("RAY_ADDRESS", "")
+    # In a job this names the job's cluster; Ray's own "auto" would take any that it finds on the machine.
+    named = os.environ.get("RAY_ADDRESS", "")
+    wanted = named or address if address in ("", "auto") else address
     if ray.is_initialized():
         yield ray
         return
