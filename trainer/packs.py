@@ -25,13 +25,13 @@ from modules.diffusion.attention import capture_side
 from modules.diffusion.backbone import Backbone
 from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
-from modules.diffusion.sources import resolve_backbone, snapshot_commit
 from modules.errors import AlbumFailed
 from modules.geometry.template import SurfaceTemplate, load_template, template_files
 from modules.geometry.tet_grid import TetGrid
 from trainer.album_run import BASELINE, SUBJECT, AlbumRun, content_key
 from trainer.artifacts import folder_errors, write_json
-from trainer.canonical import hash_file, hash_json, hash_tree
+from trainer.backbone_hash import hash_backbone
+from trainer.canonical import hash_file, hash_json
 from trainer.config import PROJECT_ROOT
 from trainer.ground_truth import FOLDER as GROUND_TRUTH
 from trainer.ground_truth import load_ground_truth
@@ -87,9 +87,7 @@ class Pack:
 
     @cached_property
     def backbone_hash(self) -> str:
-        folder = resolve_backbone(self.config.backbone.path, PROJECT_ROOT)
-        # Gigabytes from the hub need not be read: their commit stands for them.
-        return snapshot_commit(folder) or hash_tree(folder, ("*.json", "*.safetensors", "*.bin", "*.txt"))
+        return hash_backbone(self.config.backbone.path, PROJECT_ROOT)
 
     @cached_property
     def shape(self) -> BackboneShape:

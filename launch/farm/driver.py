@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from launch.farm.cluster import Workers, await_nodes, find_workers, ray_cluster, this_machine
 from launch.farm.config import FarmConfig
 from launch.farm.manifest import scan
-from launch.farm.plan import FARM, read_lines
+from launch.farm.plan import FARM, add_line, read_lines
 from launch.farm.queue import Ending, Nothing, PackQueue
 from launch.farm.records import AlbumRecord
 from launch.farm.view import FarmView
@@ -34,7 +34,6 @@ from launch.farm.worker import CONFIG, PackSpec, Part
 from launch.planner import PackCost, first_cost, measured_cost, plan_pack_size, weights_gib
 from modules.errors import UserError
 from trainer.artifacts import folder_errors, hash_json, run_lock, to_plain
-from trainer.canonical import hash_tree
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -151,11 +150,10 @@ def run_farm(
 
 def settings_hash(config: RunConfig) -> str:
     """Of all that shapes a result: the configuration without places and devices, and the backbone's weights."""
-    from modules.diffusion.sources import resolve_backbone, snapshot_commit
+    from trainer.backbone_hash import hash_backbone
     from trainer.config import PROJECT_ROOT
 
-    folder = resolve_backbone(config.backbone.path, PROJECT_ROOT)
-    weights = snapshot_commit(folder) or hash_tree(folder, ("*.json", "*.safetensors", "*.bin", "*.txt"))
+    weights = hash_backbone(config.backbone.path, PROJECT_ROOT)
     names = [item.name for item in dataclasses.fields(config) if item.name not in ("out", "runtime")]
     shaping = {name: getattr(config, name) for name in names}
     return hash_json([shaping, config.runtime.precision, weights])[:32]
@@ -283,7 +281,7 @@ class _Farm:
         if name is None:
             return
         how: Ending = "lost" if error or not result else result.get("ended", "lost")
-        if how != "stopped" and self.stopped is not None and how != "done":
+        if self.stopped is not None and how != "done":
             how = "stopped"
         try:
             finished = self.queue.ended(name, how, (result or {}).get("reason") or "its machine or its worker has gone")
@@ -313,8 +311,6 @@ class _Farm:
                 log.warning("The list of albums cannot be read again: %s", error)
 
     def _keep_cost(self, name: str) -> None:
-        from launch.farm.plan import add_line
-
         rows = read_lines(self.queue.plan.attempts_path(name))
         if rows and rows[-1].get("seconds") and rows[-1].get("part") in ("all", "train"):
             keys = ("num_albums", "seconds", "memory_gib", "gpu_gib")

@@ -16,7 +16,7 @@ from typing import Any
 from launch.child import run_child
 from launch.farm.hosts import HostUse
 from launch.farm.plan import FARM
-from launch.farm.worker import BUSY, DONE, LOG, STOPPED, TROUBLE, PackSpec
+from launch.farm.worker import BUSY, DONE, LOG, STOPPED, TROUBLE, PackSpec, log_end
 from modules.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -85,11 +85,5 @@ def _stop(path: Path, use: HostUse, tick: Callable[[], None]) -> Callable[[], bo
 
 def _last_line(path: Path) -> str:
     """The last line of a log that says something."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 4000))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
-        return ""
+    lines = [line.strip() for line in log_end(path, 4000).splitlines()]
     return next((line for line in reversed(lines) if line), "")[:300]

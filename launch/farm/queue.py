@@ -19,7 +19,7 @@ from launch.farm.config import FarmConfig
 from launch.farm.manifest import AlbumEntry, source_hash
 from launch.farm.plan import PackPlan, PlannedPack, read_lines
 from launch.farm.records import AlbumRecord, State, album_folder, read_record
-from launch.farm.worker import LOG, Part, fail_album
+from launch.farm.worker import LOG, Part, fail_album, log_end
 from modules.errors import UserError
 from trainer.artifacts import git_revision, versions
 
@@ -305,7 +305,11 @@ class PackQueue:
                 num_albums=len(state.pack.albums),
                 finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             )
-            fail_album(self.dataset, record, _tail(self.plan.pack_folder(state.pack.name) / LOG))
+            fail_album(
+                self.dataset,
+                record,
+                log_end(self.plan.pack_folder(state.pack.name) / LOG, _LOG_TAIL_BYTES) or "There is no log of it.\n",
+            )
             self.records[name] = record
         return failed
 
@@ -332,19 +336,3 @@ class PackQueue:
         for record in self.records.values():
             found[record.state] += 1
         return found
-
-    def sizes_left(self) -> list[int]:
-        """Albums still to be done of each pack that is not running."""
-        left = [len(self._waiting(state.pack)) for name, state in self._states.items() if name not in self.running]
-        return [size for size in left if size]
-
-
-def _tail(path: Path) -> str:
-    """The end of a log."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return "There is no log of it.\n"

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,7 +136,10 @@ def _work(spec: PackSpec, dataset: Path) -> None:
     def keep(result: AlbumResult) -> None:
         # What an album has come to is known at its end, or when it fails on the way.
         if result.failed is not None or UNTIL[spec.part] is None:
-            _write_traceback(dataset, result)
+            if result.traceback:
+                _write_traceback(dataset, result.name, result.traceback)
+            else:
+                (result.folder / TRACEBACK).unlink(missing_ok=True)
             record = _record(spec, dataset, result, dict(chosen)[result.name], hashes[result.name])
             write_record(dataset, record)
             add_line(attempts, {"event": "album", "at": _now(), "name": record.name, "state": record.state})
@@ -199,23 +202,28 @@ def list_files(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _write_traceback(dataset: Path, result: AlbumResult) -> None:
-    path = album_folder(dataset, result.name) / TRACEBACK
-    if result.traceback:
-        with folder_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, result.traceback)
-    else:
-        path.unlink(missing_ok=True)
+def _write_traceback(dataset: Path, name: str, trace: str) -> None:
+    folder = album_folder(dataset, name)
+    with folder_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / TRACEBACK, trace)
 
 
 def fail_album(dataset: Path, record: AlbumRecord, trace: str) -> None:
     """Record that an album has failed for good, with what its process printed last."""
-    folder = album_folder(dataset, record.name)
-    with folder_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / TRACEBACK, trace)
-    write_record(dataset, dataclasses.replace(record, files=list_files(folder, (TRACEBACK,))))
+    _write_traceback(dataset, record.name, trace)
+    files = list_files(album_folder(dataset, record.name), (TRACEBACK,))
+    write_record(dataset, dataclasses.replace(record, files=files))
+
+
+def log_end(path: Path, num_bytes: int) -> str:
+    """The last bytes of a log as text; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _cost(seconds: float, num_albums: int) -> dict[str, Any]:
@@ -242,7 +250,7 @@ def _terminate(number: int, frame: Any) -> None:
     raise SystemExit(STOPPED)
 
 
-def main(argv: Sequence[str], run: Callable[[PackSpec], int] = run_spec) -> int:
+def main(argv: Sequence[str]) -> int:
     """Read the specification and do it, with whatever kills it written to standard error."""
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -250,7 +258,7 @@ def main(argv: Sequence[str], run: Callable[[PackSpec], int] = run_spec) -> int:
     # What a cluster sends before its time is up; it goes to every process of a job step.
     signal.signal(signal.SIGUSR1, _terminate)
     try:
-        return run(PackSpec.parse(argv[0]))
+        return run_spec(PackSpec.parse(argv[0]))
     except BaseException:
         traceback.print_exc()
         return 70
