@@ -22,9 +22,13 @@ from typing import Any, NoReturn
 
 from launch.composition import add_verbs as add_composition_verbs
 from launch.farm.verbs import add_verbs as add_farm_verbs
+from launch.importing import add_verb as add_import_verb
+from launch.preparing import add_verbs as add_preparing_verbs
 from launch.results import print_results
+from launch.review.verb import add_verb as add_review_verb
 from launch.slurm import add_verbs as add_slurm_verbs
 from launch.tuning_verb import add_verb as add_tune_verb
+from launch.weights_verbs import add_verbs as add_weights_verbs
 from modules.errors import AlbumFailed, UserError
 
 EXIT_FAILED = 1
@@ -74,33 +78,6 @@ def studio(arguments: argparse.Namespace) -> int:
 
     for folder in run_studio(Path(arguments.out), **config_to_dict(config)):
         print(folder)
-    return 0
-
-
-def pretrain(arguments: argparse.Namespace) -> int:
-    """The small diffusion prior, trained on the studio's renders."""
-    from trainer.config import config_path, load_dataclass
-    from trainer.pretrain_config import PretrainConfig
-
-    yaml_path = config_path(arguments.config) if arguments.config else None
-    config = load_dataclass(PretrainConfig, yaml_path, arguments.overrides)
-    from trainer.pretrain import run_pretrain
-
-    print(run_pretrain(config, Path(arguments.out)))
-    return 0
-
-
-def card(arguments: argparse.Namespace) -> int:
-    """What a prior can do: held-out loss, colour and view accuracy, a sheet of samples."""
-    from trainer.config import PROJECT_ROOT, load_dataclass
-    from trainer.prior_card_config import CardConfig
-
-    config = load_dataclass(CardConfig, None, arguments.overrides)
-    from modules.diffusion.backbone import Backbone, BackboneConfig
-    from trainer.prior_card import run_card
-
-    backbone = Backbone.load(BackboneConfig(path=arguments.weights), root=PROJECT_ROOT)
-    print(json.dumps(run_card(backbone, config, Path(arguments.out)), indent=2))
     return 0
 
 
@@ -227,7 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
             "album",
             metavar="ALBUM",
             nargs="+",
-            help="folder with image/, mask/ and a description; several share a pack",
+            help="a folder of photos; masks and words are optional; several share a pack",
         )
         child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
         child.add_argument("--out", metavar="DIR", help="where results go (default: out)")
@@ -244,14 +221,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_farm_verbs(add)
     add_slurm_verbs(add)
     add_tune_verb(add)
-    if child := add(pretrain, "trainer.pretrain"):
-        child.add_argument("--config", metavar="NAME", help="configs/NAME.yaml or a YAML file")
-        child.add_argument("--out", metavar="DIR", default="out/prior", help="where it goes (default: %(default)s)")
-    if child := add(card, "trainer.prior_card"):
-        child.add_argument(
-            "weights", metavar="WEIGHTS", nargs="?", default="weights/mini", help="a diffusers folder or a hub id"
-        )
-        child.add_argument("--out", metavar="DIR", default="out/card", help="where it goes (default: %(default)s)")
+    add_import_verb(add)
+    add_review_verb(add)
+    add_preparing_verbs(add)
+    add_weights_verbs(add)
     if child := add(evaluate, "trainer.evaluation"):
         child.add_argument("avatar", metavar="AVATAR", help="a GLB file, for example out/ALBUM/avatar.glb")
         child.add_argument("album", metavar="ALBUM", help="album folder with ground_truth/")

@@ -75,10 +75,8 @@ def folder_errors(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all (temporary name, flush to disk, rename).
 
-    A file that holds just this text already keeps its time.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
+    A file that holds just this text already keeps its time. Raises UserError when the disk is full or the folder cannot
+    be written.
     """
     # Always the same name: what a kill leaves is overwritten, and `run_lock` keeps a second process away.
     temporary = path.with_name(f".{path.name}.tmp")
@@ -106,9 +104,8 @@ def write_json(path: Path, value: Any) -> None:
 def run_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (created when missing) for this process; the kernel frees it when the process ends.
 
-    Raises:
-        FolderInUse: another process holds it (not with `wait`: then its end is awaited).
-        OutputError: the folder cannot be written.
+    Raises FolderInUse when another process holds it (with `wait` its end is awaited), OutputError when the folder
+    cannot be written.
     """
     with folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +219,7 @@ class StageFolder:
         metrics: Mapping[str, Any] | None = None,
         timings: Mapping[str, float] | None = None,
         extra: Mapping[str, Any] | None = None,
+        reproducible: bool = False,
     ) -> None:
         """Move every output from the working folder into place and write the manifest last.
 
@@ -233,6 +231,7 @@ class StageFolder:
             metrics: finite numbers or words that the report shows.
             timings: name -> seconds.
             extra: further plain data, kept under "extra".
+            reproducible: leave the time of day out, so that equal work gives equal bytes.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; the former result is still whole then.
@@ -241,6 +240,7 @@ class StageFolder:
         with folder_errors(self.path):
             names = sorted(_output_names(folder))
             manifest = self._manifest_head(key, "complete", inputs, config, seed, metrics, timings)
+            manifest = {name: value for name, value in manifest.items() if not reproducible or name != "finished_at"}
             manifest["outputs"] = [
                 {"path": name, "size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
                 for name in names

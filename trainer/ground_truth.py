@@ -20,7 +20,8 @@ class GroundTruth:
     """What an album's avatar should have been.
 
     mesh: in the avatar's frame (metres, y up, facing +z, feet on y = 0, A-pose, 1.70 m).
-    labels: (H, W) uint8, the asset's index of each texel in the texture's UV; 0 is skin or nothing.
+    labels: (H, W) uint8, the asset's index of each texel in the texture's UV; 0 is skin or nothing. A scan without
+    labels has 0 everywhere, and figures by asset are left out.
     asset_names: name of each index.
     """
 
@@ -37,16 +38,25 @@ class GroundTruth:
                 f"labels hold the index {highest}, but asset_names has only {len(self.asset_names)} entries"
             )
 
+    @property
+    def clothed(self) -> np.ndarray:
+        """(H, W) bool: the texels that show an asset; all of them where there are no labels."""
+        return self.labels > 0 if self.labels.any() else np.ones_like(self.labels, bool)
+
 
 def load_ground_truth(album_folder: Path) -> GroundTruth | None:
     """Read ALBUM/ground_truth/{avatar.glb, labels.png, labels.json}; None when the album has no such folder.
 
-    Raises UserError when the folder is there but incomplete or inconsistent.
+    Without both of the label files the truth is a scan that nobody has labelled. Raises UserError when the folder is
+    there but otherwise incomplete or inconsistent.
     """
     folder = Path(album_folder) / FOLDER
     if not folder.is_dir():
         return None
     paths = [folder / name for name in ("avatar.glb", "labels.png", "labels.json")]
+    if paths[0].is_file() and not paths[1].exists() and not paths[2].exists():
+        mesh = load_textured_mesh(paths[0])
+        return GroundTruth(mesh=mesh, labels=np.zeros(mesh.texture.shape[:2], np.uint8), asset_names=("skin",))
     for path in paths:
         if not path.is_file():
             raise UserError(

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from datamodules.album import read_album
-from datamodules.assets import load_assets, prepare_assets
+from datamodules.assets import load_assets
 from modules.errors import AlbumFailed, OutputError, UserError
 from modules.geometry.body import BodyTemplate, load_body
 from modules.geometry.mesh import TexturedMesh
@@ -29,6 +28,7 @@ from trainer.album_run import BASELINE, SUBJECT, TEMPLATE, AlbumRun, content_key
 from trainer.artifacts import folder_errors, run_lock, write_json
 from trainer.loggers import finished_trackers
 from trainer.packing import STAGES, train_stages
+from trainer.prepare_stage import prepare
 from trainer.result_tracking import track_result
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def run_pack(
     with hold([run for run in runs if run.failed is None]), finished_trackers():
         for run in runs:
             if run.failed is None:
-                attempt(run, lambda run=run: _assets(run, config))
+                attempt(run, lambda run=run: prepare(run, config))
         report_failed()
         if until != "assets":
             train_stages(runs, config, out=out, stages=STAGES[: STAGES.index(until) + 1] if until else STAGES)
@@ -195,28 +195,6 @@ def hold(runs: Sequence[AlbumRun]) -> Any:
         stack.close()
         raise
     return stack
-
-
-def _assets(run: AlbumRun, config: RunConfig) -> None:
-    stage = run.stage("assets")
-    inputs = {"album": content_key(run.source)}
-    key = stage.key(inputs, config.album, config.seed)
-    if stage.status(key) != "complete":
-        started = time.monotonic()
-        prepared = prepare_assets(read_album(run.source, config.album), stage.working(key))
-        stage.commit(
-            key,
-            inputs=inputs,
-            config=config.album,
-            seed=config.seed,
-            metrics={"photos": len(prepared.stems), "set_aside": len(prepared.set_aside)},
-            timings={"album_s": time.monotonic() - started},
-        )
-    run.prepared = load_assets(stage.path)
-    from trainer.ground_truth import load_ground_truth
-
-    # Read whole, so that a damaged one is reported now and not after the training.
-    run.has_truth = load_ground_truth(run.source) is not None
 
 
 def read_textured(path: Path) -> TexturedMesh:
@@ -307,7 +285,7 @@ def _evaluate(run: AlbumRun, config: RunConfig) -> dict[str, Any]:
         truth = load_ground_truth(run.source)
         assert truth is not None
         rows = {SUBJECT: read_textured(texture.output(f"{SUBJECT}.npz"))}
-        rows[TEMPLATE] = mean_color_template(load_body(run.album.gender), truth.mesh.texture, truth.labels > 0)  # type: ignore[arg-type]
+        rows[TEMPLATE] = mean_color_template(load_body(run.album.gender), truth.mesh.texture, truth.clothed)  # type: ignore[arg-type]
         if config.baselines:
             rows[BASELINE] = read_textured(texture.output(f"{BASELINE}.npz"))
         metrics = {name: evaluate_avatar(mesh, truth, config.evaluation) for name, mesh in rows.items()}

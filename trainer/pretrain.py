@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,12 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
 
     out/shards holds the images, out/checkpoints the state, out/weights the averaged weights.
     """
-    import lightning
     from lightning.pytorch.strategies import DDPStrategy
 
     from datamodules.prior_images import PriorImages
     from modules.diffusion.tokenizer import load_tokenizer, train_tokenizer
     from modules.prior import PriorConfig, PriorModule
-    from trainer.checkpoint import StepKeeper
+    from trainer.exporting import ExportRegularly
     from trainer.fit import fit
 
     out.mkdir(parents=True, exist_ok=True)
@@ -113,25 +111,6 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
     if config.num_sketch_images:
         sketch_text(module, batch, config, out / "sketch")
 
-    class ExportRegularly(lightning.Callback):
-        """Writes the averaged weights now and then, and ends the training when its time is up."""
-
-        def __init__(self) -> None:
-            self.started = self.exported = time.monotonic()
-
-        def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-            now = time.monotonic()
-            if trainer.is_global_zero and now - self.exported > config.export_every_s:
-                export(pl_module, out / "weights")
-                self.exported = time.monotonic()
-            if config.max_minutes and trainer.global_step % 20 == 0:
-                over = torch.tensor(float(now - self.started > 60 * config.max_minutes))
-                if trainer.strategy.reduce(over, reduce_op="max") > 0:
-                    # The keeper comes after this callback: it saves, and ends the training.
-                    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                        if isinstance(callback, StepKeeper):
-                            callback.stop_requested = True
-
     strategy: Any = "auto"
     runtime = config.runtime
     if config.processes > 1:
@@ -147,7 +126,7 @@ def run_pretrain(config: PretrainConfig, out: Path) -> Path:
         runtime=runtime,
         seed=config.seed,
         stage="pretrain",
-        callbacks=[ExportRegularly()],
+        callbacks=[ExportRegularly(lambda: export(module, out / "weights"), config.export_every_s, config.max_minutes)],
         strategy=strategy,
     )
     if module.global_rank == 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.studio.materials import SUPERSAMPLING, shade_fragments
-from datamodules.studio.person import Person
+from datamodules.studio.person import GLASSES_OWNER, Person
 from datamodules.studio.surface import vertex_normals
 from modules.geometry.camera import Camera
 from modules.rendering.zbuffer import clip_to_pixels, visible_triangles
@@ -53,8 +53,12 @@ def take_picture(
     light: Light = FLAT_LIGHT,
     background: np.ndarray,
     normals: np.ndarray | None = None,
+    glasses_label: int | None = None,
 ) -> Picture:
-    """Render posed vertices (V, 3). background: (R, R, 3) in [0, 1]. normals: (V, 3) if they are known already."""
+    """Render posed vertices (V, 3). background: (R, R, 3) in [0, 1]. normals: (V, 3) if they are known already.
+
+    glasses_label: label of glasses, which belong to the face otherwise; a pixel is theirs when half of it is covered.
+    """
     if normals is None:
         normals = vertex_normals(posed, person.faces)
     size = resolution * SUPERSAMPLING
@@ -70,6 +74,10 @@ def take_picture(
         direction / (np.linalg.norm(direction) + 1e-9), light.ambient, np.ascontiguousarray(background, np.float32),
         rgb, normal_map, label_map,
     )  # fmt: skip
+    if glasses_label is not None and person.spec.glasses:
+        owner = np.where(face_index >= 0, person.owner[face_index], 0) == GLASSES_OWNER
+        samples = owner.reshape(resolution, SUPERSAMPLING, resolution, SUPERSAMPLING).sum((1, 3))
+        label_map[2 * samples >= SUPERSAMPLING**2] = glasses_label
     return Picture(
         rgb=(rgb * 255 + 0.5).astype(np.uint8), normal=(normal_map * 255 + 0.5).astype(np.uint8), label=label_map
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.album import read_album
+from datamodules.album_reader import read_album
 from modules.contracts import RowKind
 from modules.diffusion.config import AdapterConfig
 from modules.puzzlebooth_config import PuzzleBoothConfig

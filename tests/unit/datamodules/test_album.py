@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.album import AlbumConfig, read_album, resize_mask
+from datamodules.album import AlbumConfig, resize_mask
 from datamodules.album_files import AlbumFolder, split_mask_name
+from datamodules.album_reader import read_album
 from datamodules.assets import prepare_assets
 from modules.errors import UserError
 
@@ -285,7 +286,7 @@ def test_unusable_albums_end_in_one_sentence(write_album, tmp_path: Path, which:
         case "no_masks":
             for path in (folder / "mask").iterdir():
                 path.unlink()
-            words = "segmentation is not in this version"
+            words = "set album.segmentor.method=mini"
         case "no_mask_folder":
             shutil.rmtree(folder / "mask")
             words = r"mask/<photo>_<asset>\.png"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.album import AlbumConfig, read_album
+from datamodules.album import AlbumConfig
+from datamodules.album_reader import read_album
 from modules.errors import UserError
 
 STEMS = tuple(f"photo_{index:02d}" for index in range(8))

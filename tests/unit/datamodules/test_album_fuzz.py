@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.album import AlbumConfig, read_album
+from datamodules.album import AlbumConfig
 from datamodules.album_description import parse_description
+from datamodules.album_reader import read_album
 from datamodules.assets import prepare_assets
 from datamodules.images import ImageError, decode_mask, decode_photo
 from modules.errors import UserError
@@ -172,7 +173,7 @@ def write_black_png(path: Path, side_px: int) -> None:
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-from datamodules.album import read_album
+from datamodules.album_reader import read_album
 kib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = kib()
 album = read_album(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.album import AlbumConfig, read_album
+from datamodules.album import AlbumConfig
+from datamodules.album_reader import read_album
 from datamodules.assets import PreparedAlbum, clean_masks, load_assets, prepare_assets, square
 from datamodules.atomic import write_bytes
 from datamodules.contact_sheet import asset_colours, contact_sheet, overlay

@@ -37,6 +37,18 @@ def test_truth_comes_back_as_written(album):
     np.testing.assert_array_equal(truth.mesh.texture, mesh.texture)
 
 
+def test_scan_without_labels_is_a_truth_without_assets(album):
+    labelled = load_ground_truth(album)
+    np.testing.assert_array_equal(labelled.clothed, labelled.labels > 0)
+    for name in ("labels.png", "labels.json"):
+        (album / "ground_truth" / name).unlink()
+    truth = load_ground_truth(album)
+    assert truth.asset_names == ("skin",)
+    assert truth.labels.shape == truth.mesh.texture.shape[:2]
+    assert not truth.labels.any()
+    assert truth.clothed.all()
+
+
 @pytest.mark.parametrize("name", ["avatar.glb", "labels.png", "labels.json"])
 def test_missing_file_is_named(album, name):
     (album / "ground_truth" / name).unlink()
