@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.avatar_config import GeometryConfig, TextureConfig
-from modules.geometry.fields import make_color_field
+from modules.geometry.fields import ColorField, fit_colors, make_color_field
 from modules.geometry.marching_tets import crossed_tets, extract_mesh
 from modules.geometry.regularizers import eikonal, laplacian_smoothness, normal_consistency
 from modules.geometry.sdf_field import SdfField
@@ -139,7 +139,14 @@ class TextureStage(GuidedStage):
 
     config: TextureConfig
 
-    def __init__(self, *args: Any, meshes: Sequence[tuple[Tensor, Tensor]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        meshes: Sequence[tuple[Tensor, Tensor]],
+        first_colors: Sequence[Tensor | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """first_colors: of each subject (V, 3) in [0, 1] for its mesh's vertices, NaN is unknown; None starts grey."""
         super().__init__(*args, **kwargs)
         self.meshes = list(meshes)
         corners = [vertices for vertices, _ in self.meshes]
@@ -154,6 +161,9 @@ class TextureStage(GuidedStage):
             )
             for vertices, subject in zip(corners, self.subjects, strict=True)
         )
+        for field, vertices, colors in zip(self.fields, corners, first_colors or [None] * len(corners), strict=True):
+            if colors is not None:
+                fit_colors(cast("ColorField", field), vertices, colors)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(

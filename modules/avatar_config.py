@@ -101,6 +101,7 @@ class TextureConfig:
     trains a smooth one by viewing direction along with the colours, of which no prompt speaks.
     shading: "unlit" shows the model the bare albedo; "random" lights the surface at random in every view, so that the
     model's light need not be stored in the albedo.
+    start: "album" gives each part of the body the colour that it has in the photos before the first step; "grey" none.
     refinement_steps: of the solver that fits the baked texels to renders of the field; 0 leaves the plain bake.
     """
 
@@ -117,6 +118,7 @@ class TextureConfig:
     )
     background: Literal["plain", "learned"] = "plain"
     shading: Literal["unlit", "random"] = "unlit"
+    start: Literal["album", "grey"] = "album"
     cameras: CameraConfig = field(default_factory=CameraConfig)
     color: ColorFieldConfig = field(default_factory=ColorFieldConfig)
 

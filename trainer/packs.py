@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from datamodules.album_colours import body_colours
 from datamodules.puzzlebooth import BackboneShape, subject_of
 from modules.contracts import Subject
 from modules.diffusion.attention import capture_side
@@ -26,6 +27,8 @@ from modules.diffusion.backbone import Backbone
 from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
 from modules.errors import AlbumFailed
+from modules.geometry.body import load_body
+from modules.geometry.body_parts import BODY_PARTS, parts_of_points
 from modules.geometry.template import SurfaceTemplate, load_template, template_files
 from modules.geometry.tet_grid import TetGrid
 from trainer.album_run import BASELINE, SUBJECT, AlbumRun, content_key
@@ -304,7 +307,9 @@ class Pack:
             for run, name, _ in chosen:
                 with np.load(run.stage("geometry").output(f"{name}.npz")) as file:
                     meshes.append((torch.from_numpy(file["vertices"]), torch.from_numpy(file["faces"]).long()))
-            return TextureStage(**self._distillation_arguments(chosen, config), config=config, meshes=meshes)
+            first = [self._first_colors(run, name, mesh) for (run, name, _), mesh in zip(chosen, meshes, strict=True)]
+            arguments = self._distillation_arguments(chosen, config)
+            return TextureStage(**arguments, config=config, meshes=meshes, first_colors=first)
 
         def write(module: TextureStage, index: int, path: Path) -> None:
             vertices, faces = (values.numpy() for values in meshes[index])
@@ -318,6 +323,14 @@ class Pack:
             np.savez_compressed(path, vertices=mesh.vertices, faces=mesh.faces, uv=mesh.uv, texture=mesh.texture)
 
         self._distill("texture", ("booth", "geometry"), config, build, write)
+
+    def _first_colors(self, run: AlbumRun, name: str, mesh: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
+        """(V, 3) colours of the album on a subject's surface; None for the baseline, which knows words alone."""
+        if name != SUBJECT or self.config.texture.start == "grey":
+            return None
+        colours = body_colours(run.album)
+        table = np.array([colours.get(part, np.full(3, np.nan)) for part in BODY_PARTS])
+        return torch.from_numpy(table[parts_of_points(mesh[0].numpy(), load_body(run.album.gender))]).float()
 
     # -- committing ---------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ class GroundedSamConfig:
 
     detector, segmenter: folders, or hub ids as OWNER/NAME or OWNER/NAME@REVISION; the segmenter may be a SAM or a
     SAM 2. box_threshold, text_threshold: of the detector (PuzzleAvatar's values). face_threshold: of faces, since the
-    back of a head passes for one at lower scores (GroundingDINO's own default). prompts: the assets that are looked
-    for. batch_size: photos per call of the detector, halved when they do not fit. device: "auto" is a GPU where there
-    is one, otherwise as torch names it. precision: "auto" is bf16 on CUDA and fp32 elsewhere. offload: keep only the
-    model that is at work on the GPU.
+    back of a head passes for one at lower scores (GroundingDINO's own default). prompts: words for the assets that are
+    looked for, brought to their names by `canonical_asset` ("hair" finds the haircut). batch_size: photos per call of
+    the detector, halved when they do not fit. device: "auto" is a GPU where there is one. precision: "auto" is bf16 on
+    CUDA and fp32 elsewhere. offload: keep only the model that is at work on the GPU.
     """
 
     detector: str = "IDEA-Research/grounding-dino-base"
@@ -30,7 +30,7 @@ class GroundedSamConfig:
     face_threshold: float = 0.35
     prompts: tuple[str, ...] = (
         "face",
-        "haircut",
+        "hair",
         "t-shirt",
         "shirt",
         "jumper",
@@ -58,12 +58,13 @@ class GroundedSamConfig:
         if not self.prompts:
             raise ValueError("prompts must name at least one asset")
         for prompt in self.prompts:
-            if canonical_asset(prompt) != prompt or prompt == PERSON:
-                raise ValueError(f"prompts must be names of assets, such as {canonical_asset('tee')!r}, found {prompt!r}")
+            # Raises for what could not be the name of an asset.
+            if canonical_asset(prompt) == PERSON:
+                raise ValueError(f"prompts must name assets, found {prompt!r}; whole persons are looked for anyway")
         if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError("prompts must not name an asset twice")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, found {self.device!r}")
+            raise ValueError("prompts must not name an asset twice in the same words")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, found {self.device!r}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision must be auto, fp32 or bf16, found {self.precision!r}")
 

@@ -51,7 +51,7 @@ def decide_outfit(photos: Sequence[Sequence[Detection]], least_share: float) -> 
     for part in dict.fromkeys(part for photo in seen for part in photo):
         wins: Counter[str] = Counter()
         shown: Counter[str] = Counter()
-        score: Counter[str] = Counter()
+        score: dict[str, float] = {}
         number = 0
         for photo in seen:
             found = photo.get(part, [])
@@ -61,7 +61,7 @@ def decide_outfit(photos: Sequence[Sequence[Detection]], least_share: float) -> 
             wins[found[0].name] += 1
             shown.update({detection.name for detection in found})
             for detection in found:
-                score[detection.name] += detection.score  # type: ignore[assignment]
+                score[detection.name] = score.get(detection.name, 0.0) + detection.score
         first, *others = sorted(shown, key=lambda name: (-wins[name], -score[name], name))
         beside = [name for name in others if part == "upper" and shown[name] * 2 > number]
         worn[part] = (first, *beside)
@@ -101,16 +101,14 @@ def assign(detections: Sequence[Detection], worn: Worn) -> dict[str, list[FloatB
     boxes: dict[str, list[FloatBox]] = {}
     for part, found in parts.items():
         names = worn.get(part, ())
+        stand_in = names[0] if names else None
+        if "dress" in worn and part in ("upper", "lower"):
+            # Of a dress that is half hidden a detector sees a skirt, or a shirt.
+            stand_in = None if "dress" in parts else "dress"
         right = [detection for detection in found if detection.name in names]
-        if names and not right:
-            best = found[0]
-            name = next((name for name in best.scores if name in names), names[0])
-            boxes[name] = [best.box]
+        if not right and stand_in is not None:
+            name = next((name for name in found[0].scores if name in names), stand_in)
+            boxes.setdefault(name, []).append(found[0].box)
         for detection in right[:1] if part in _HEAD else right:
             boxes.setdefault(detection.name, []).append(detection.box)
-    if "dress" in worn and "dress" not in boxes:
-        # Of a dress that is half hidden a detector sees a skirt, or a shirt.
-        for part in ("lower", "upper"):
-            if part in parts and part not in worn:
-                boxes.setdefault("dress", []).append(parts[part][0].box)
     return boxes

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from modules.geometry.config import ColorFieldConfig
 from modules.geometry.hash_grid import HashLayout
 
+_MOST_FITTED = 20_000
+
 
 class ColorField(nn.Module):
     """RGB for points inside a box. lower_m, upper_m: (3,) corners of the box; points outside see its nearest border."""
@@ -124,3 +126,22 @@ def make_color_field(
             return DenseColorField(num_albums, lower_m, upper_m, config)
         case "hash":
             return HashGridField(num_albums, lower_m, upper_m, config, seeds)
+
+
+def fit_colors(
+    field: ColorField, points: Tensor, colors: Tensor, *, steps: int = 60, learning_rate: float = 0.1
+) -> None:
+    """Bring a field of one album to given colours, in place, before it is trained.
+
+    points: (P, 3) in metres. colors: (P, 3) in [0, 1]; rows with NaN are unknown and become grey. Deterministic.
+    """
+    known = torch.isfinite(colors).all(1)
+    target = torch.where(known[:, None], colors, torch.full_like(colors, 0.5)).clamp(0.02, 0.98)
+    stride = max(1, len(points) // _MOST_FITTED)
+    points, target = points[::stride], target[::stride].to(points.dtype)
+    optimizer = torch.optim.Adam(field.parameters(), learning_rate, betas=(0.9, 0.99))
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(field(points, 0), target).backward()
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

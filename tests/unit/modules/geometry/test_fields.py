@@ -8,6 +8,7 @@ from modules.geometry.fields import (
     ColorFieldConfig,
     DenseColorField,
     HashGridField,
+    fit_colors,
     make_color_field,
 )
 
@@ -133,3 +134,25 @@ def test_bad_arguments_are_refused():
         DenseColorField(1, UPPER, LOWER)
     with pytest.raises(ValueError, match="seeds"):
         HashGridField(2, LOWER, UPPER, KINDS["hash"], seeds=[1])
+
+
+@pytest.mark.parametrize("kind", ["dense", "hash"])
+def test_a_field_is_brought_to_colours_before_it_is_trained(kind: str) -> None:
+    config = ColorFieldConfig(kind=kind, log2_table_size=12, num_levels=6, max_resolution=64)  # type: ignore[arg-type]
+    field = make_color_field(config, 1, np.zeros(3), np.ones(3), seeds=[3])
+    points = torch.rand(3000, 3, generator=torch.Generator().manual_seed(0))
+    colors = torch.where(points[:, :1] > 0.5, torch.tensor([[0.8, 0.1, 0.2]]), torch.tensor([[0.1, 0.3, 0.9]]))
+    colors[points[:, 1] > 0.8] = torch.nan
+    fit_colors(field, points, colors)
+    with torch.no_grad():
+        found = field(points, 0)
+    inner = (points[:, 0] - 0.5).abs() > 0.1
+    known = inner & (points[:, 1] < 0.7)
+    unknown = inner & (points[:, 1] > 0.9)
+    assert float((found - colors)[known].abs().mean()) < 0.05
+    assert float((found[unknown] - 0.5).abs().mean()) < 0.05
+    assert all(parameter.grad is None for parameter in field.parameters())
+    again = make_color_field(config, 1, np.zeros(3), np.ones(3), seeds=[3])
+    fit_colors(again, points, colors)
+    with torch.no_grad():
+        torch.testing.assert_close(again(points, 0), found, rtol=0, atol=0)
