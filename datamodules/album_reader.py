@@ -113,14 +113,15 @@ class _Reader:
                 self.notes += said.notes
                 answer = (said.gender, sorted(said.names.items()), sorted(said.words.items()))
                 self.hash.update(repr(answer).encode())
+        shown = {name for photo in photos for name in photo.masks}
         for name in own_words:
-            if name not in {name for photo in photos for name in photo.masks}:
+            if name not in shown:
                 self._refuse(name, f"{description.file_name} names this asset, but no usable photo has a mask of it")
         assets = self._assets(photos, description, words)
         self.hash.update(description.file_name.encode() + b"\0" + description.data)
         return Album(
-            # A folder's name may hold bytes that are not UTF-8; what is written out of it must be text.
-            name=self.files.root.name.encode("utf-8", "replace").decode() or "album",
+            # A folder's name may hold bytes that are not UTF-8, and line breaks; what is written must be text.
+            name=_printable(self.files.root.name) or "album",
             folder=self.folder,
             gender=gender,
             assets=assets,

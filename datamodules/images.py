@@ -6,8 +6,10 @@ listed here are tried. Metadata (EXIF, with its GPS position) is used for rotati
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +23,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 # Bytes 4 to 12 of an ISO base media file that holds a HEIF picture: phones write the first two.
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis")
 _ORIENTATION_TAG = 0x0112
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+# Pixels that are converted at a time: several copies of a large photo beside each other would take gigabytes.
+_BAND_PIXELS = 1 << 22
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,14 +72,14 @@ def decode_photo(data: bytes, *, max_pixels: int, fit_px: int | None = None) -> 
 def decode_mask(data: bytes, *, max_pixels: int) -> np.ndarray:
     """(H, W) bool mask, white is inside. The values 0 and 1 are understood too; transparent pixels are outside."""
     image = _decode(data, max_pixels, draft_px=None).image
-    if image.mode.startswith("I") or image.mode == "F":
-        deep = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0)
-        return deep > max(0.0, float(deep.max(initial=0)) / 2)
+    if _is_deep(image):
+        half = max(0.0, _peak(image) / 2)
+        return np.concatenate([_clean(band) > half for band in _bands(image)])
     if image.mode == "L" and not image.has_transparency_data:
         value = np.asarray(image)
     else:
-        pixels = np.asarray(_to_rgb(image, None, backdrop=0))
-        value = np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+        rgb = _to_rgb(image, None, backdrop=0)
+        value = np.concatenate([np.asarray(band).max(2) for band in _bands(rgb)])
     return value > (0 if value.max() <= 1 else 127)
 
 
@@ -109,6 +114,9 @@ def _decode(data: bytes, max_pixels: int, draft_px: int | None) -> _Upright:
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(f"has {width} x {height} pixels, more than the limit of {max_pixels}; scale it down")
+        tile_width, tile_height = _tile_size(image)
+        if tile_width * tile_height > max_pixels:
+            raise ImageError(f"declares tiles of {tile_width} x {tile_height} pixels; save it without such tiles")
         try:
             if draft_px is not None:
                 # JPEG can be decoded at 1/2, 1/4 or 1/8; twice the wanted side leaves the filtering to the resize.
@@ -133,10 +141,18 @@ def _formats(data: bytes) -> tuple[str, ...]:
     if data[4:12] not in _HEIF_BRANDS:
         return _FORMATS
     # Only where it is needed: loading the decoder takes a tenth of a second.
-    import pillow_heif
+    import pi_heif
 
-    pillow_heif.register_heif_opener(thumbnails=False)
+    pi_heif.register_heif_opener(thumbnails=False)
     return ("HEIF",)
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """A TIFF's tiles are decoded whole, and may be far larger than the photo that they are said to be part of."""
+    tags = getattr(image, "tag_v2", {})
+    sides = (tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_HEIGHT, 0))
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    return width, height
 
 
 def _orientation(image: Image.Image) -> int:
@@ -151,30 +167,71 @@ def _reason(error: Exception) -> str:
     return (text if text.isprintable() else ascii(text))[:100] or type(error).__name__
 
 
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The image in parts of a few million pixels, from the top."""
+    rows = max(1, _BAND_PIXELS // max(1, image.width))
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
 def _to_rgb(image: Image.Image, icc_profile: bytes | None, *, backdrop: int) -> Image.Image:
     """Any Pillow mode to 8-bit sRGB; transparent parts show the grey value `backdrop`."""
     try:
-        if image.mode.startswith("I") or image.mode == "F":
-            return Image.fromarray(_deep_to_uint8(np.asarray(image))).convert("RGB")
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            flat = Image.new("RGB", image.size, (backdrop,) * 3)
-            flat.paste(rgba, mask=rgba.getchannel("A"))
-            return _to_srgb(flat, icc_profile)
-        if image.mode not in ("RGB", "CMYK", "L"):
-            image = image.convert("RGB")
-        return _to_srgb(image, icc_profile)
+        if image.mode == "RGB" and not icc_profile and not image.has_transparency_data:
+            return image
+        if _is_deep(image):
+            convert = functools.partial(_deep_to_rgb, peak=_peak(image))
+        else:
+            convert = functools.partial(_band_to_rgb, icc_profile=icc_profile, backdrop=backdrop)
+        if image.width * image.height <= _BAND_PIXELS:
+            return convert(image)
+        rgb, top = Image.new("RGB", image.size), 0
+        for band in _bands(image):
+            rgb.paste(convert(band), (0, top))
+            top += band.height
+        return rgb
     except (ValueError, OSError, MemoryError) as error:
         raise ImageError(f"has a pixel format that cannot be converted to RGB ({_reason(error)})") from None
 
 
-def _deep_to_uint8(values: np.ndarray) -> np.ndarray:
-    """16- and 32-bit grey to uint8. Integers span 0..65535 (0..255 when nothing is greater), floats 0..1."""
+def _band_to_rgb(image: Image.Image, *, icc_profile: bytes | None, backdrop: int) -> Image.Image:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, (backdrop,) * 3)
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+        return _to_srgb(flat, icc_profile)
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    return _to_srgb(image, icc_profile)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Grey of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _clean(band: Image.Image) -> np.ndarray:
+    """The numbers of deep grey, without what is no number; infinity counts as white."""
+    values = np.asarray(band)
+    return np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0) if values.dtype.kind == "f" else values
+
+
+def _peak(image: Image.Image) -> float:
+    return max(float(_clean(band).max(initial=0)) for band in _bands(image))
+
+
+def _deep_to_rgb(image: Image.Image, peak: float) -> Image.Image:
+    return Image.fromarray(_deep_to_uint8(_clean(image), peak)).convert("RGB")
+
+
+def _deep_to_uint8(values: np.ndarray, peak: float) -> np.ndarray:
+    """16- and 32-bit grey to uint8. Integers span 0..65535 (0..255 when nothing is greater), floats 0..1 or 0..255."""
     if values.dtype.kind == "f":
-        values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)
-        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
-        return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
-    if values.max(initial=0) <= 255:
+        return np.clip(values * (255.0 if peak <= 1 else 1.0) + 0.5, 0, 255).astype(np.uint8)
+    if peak <= 255:
         return np.clip(values, 0, 255).astype(np.uint8)
     return (np.clip(values, 0, 65535).astype(np.uint32) * 255 // 65535).astype(np.uint8)
 

@@ -126,6 +126,8 @@ def _estimates(patients: Sequence[_Patient], config: RunConfig, *, wanted: bool)
     from launch.estimate import estimate, num_subjects
     from launch.step_costs import measure
 
+    if sys.stderr.isatty():
+        print("A few steps of each training are timed; --no-timing leaves that out.", file=sys.stderr)
     # The machine is measured once, with the album that has the most parts.
     largest = max((patient.album for patient in well if patient.album), key=lambda album: len(album.asset_names))
     try:
@@ -148,17 +150,15 @@ def _estimates(patients: Sequence[_Patient], config: RunConfig, *, wanted: bool)
 def _time_lines(found: Estimate | None, untimed: str) -> list[str]:
     if found is None:
         return [f"  time and memory of a run: {untimed}"]
-    quiet = (
-        f", or {_duration(found.quiet_seconds)} with nothing else running"
-        if found.seconds > 1.3 * found.quiet_seconds
-        else ""
-    )
+    crowded = ""
+    if found.crowded_seconds > 1.3 * found.seconds:
+        crowded = f"; about {_duration(found.crowded_seconds)} with what else runs here now"
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in found.parts.items() if seconds >= 1)
     how = (
         "a few steps of each training" if found.whole_steps else "single images, since whole steps would take long here"
     )
     lines = [
-        f"  time of a run on this machine ({found.device}): about {_duration(found.seconds)}{quiet}",
+        f"  time of a run on this machine ({found.device}): about {_duration(found.seconds)}{crowded}",
         f"    {parts}",
         f"  memory: about {found.memory_gib:.1f} GiB"
         + ("" if found.free_gib is None else f", of {found.free_gib:.1f} GiB that are free"),

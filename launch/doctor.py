@@ -197,7 +197,7 @@ def _of_views(facts: Examination) -> list[Finding]:
         )
         return [Finding(weight="limits", reason=reason, advice=advice)]
     words = {"front": "from the front", "side": "from the side", "back": "from behind"}
-    hint = f", or say which side the {unknown} photos show whose view is unknown" if unknown else ""
+    hint = f", or say which side is shown by {_photos(unknown)} whose view is unknown" if unknown else ""
     found = []
     for side in ("back", "front", "side"):
         if not facts.views.get(side):

@@ -25,11 +25,11 @@ _STABLE_DIFFUSION_CELLS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """What was measured, in seconds and GiB.
+    """What was measured, in GiB and in seconds with nothing else running.
 
     start_s: loading models, template and lattice. geometry_step_s, texture_step_s: by number of subjects. drawn_row_s:
     an image through the UNet without a gradient. free_gib: what the device has left, None where it cannot be seen.
-    crowding: how much longer the steps took than they would on a quiet machine. whole_steps: False where a step would
+    crowding: how much longer the steps took, with what else runs here. whole_steps: False where a step would
     have taken too long, and was made up of single images.
     """
 
@@ -48,12 +48,12 @@ class StepCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of one run. seconds: with what else runs here now; quiet_seconds: with nothing else. memory_gib: of the GPU where
-    there is one. parts: of `seconds`, by name, in the run's order."""
+    """Of one run. seconds: with nothing else running; crowded_seconds: with what else runs here now. memory_gib: of the
+    GPU where there is one. parts: of `seconds`, by name, in the run's order."""
 
     device: str
     seconds: float
-    quiet_seconds: float
+    crowded_seconds: float
     memory_gib: float
     free_gib: float | None
     parts: Mapping[str, float]
@@ -86,7 +86,7 @@ def estimate(costs: StepCosts, config: RunConfig, *, num_assets: int, gender: st
     return Estimate(
         device=costs.device,
         seconds=sum(parts.values()),
-        quiet_seconds=sum(parts.values()) / costs.crowding,
+        crowded_seconds=sum(parts.values()) * costs.crowding,
         memory_gib=costs.memory_gib,
         free_gib=costs.free_gib,
         parts=parts,

@@ -28,10 +28,13 @@ def prepare(arguments: argparse.Namespace) -> int:
         raise UserError("--name fits one album only: leave it out, and each result has its album's name.")
     for album in albums:
         if not album.is_dir():
-            raise UserError(f"{album} is not a folder: give the folder that holds the album's photos.")
+            raise UserError(one_line(f"{album} is not a folder: give the folder that holds the album's photos."))
     from trainer.pipeline import run_pack
 
-    results = run_pack(albums, config, names=[arguments.name] if arguments.name else None, until="assets")
+    try:
+        results = run_pack(albums, config, names=[arguments.name] if arguments.name else None, until="assets")
+    except UserError as error:
+        raise type(error)(one_line(str(error))) from None
     return 0 if _print(results) else _EXIT_FAILED
 
 
@@ -40,12 +43,17 @@ def _print(results: Sequence[AlbumResult]) -> bool:
 
     for result in results:
         if result.failed is not None:
-            print(f"Album {result.name}: {result.failed}.", file=sys.stderr)
+            print(one_line(f"Album {result.name}: {result.failed}."), file=sys.stderr)
             continue
-        print("\n".join(summary(load_assets(result.folder / "assets"))))
+        print(*map(one_line, summary(load_assets(result.folder / "assets"))), sep="\n")
         sheet = result.folder / "assets" / "assets.png"
-        print(f"  look at {sheet}; change it with: python -m launch review {result.folder}")
+        print(one_line(f"  look at {sheet}; change it with: python -m launch review {result.folder}"))
     return all(result.failed is None for result in results)
+
+
+def one_line(text: str) -> str:
+    """Text in which a name from somebody's disk breaks no line and gives the terminal no orders."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def summary(album: PreparedAlbum) -> list[str]:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # Forward and backward against forward alone, where only the latter is measured.
 _BACKWARD = 3.3
 _BUDGET_S = 60.0
-_TIMED_S, _LEAST_STEPS, _MOST_STEPS = 2.0, 2, 12
+_DRAWN_ROWS, _SHORT_S = 16, 0.2
+_TIMED_S, _LEAST_STEPS, _MOST_STEPS = 1.0, 2, 12
 _GIB = 2**30
 
 
@@ -43,6 +44,8 @@ def measure(config: RunConfig, album: PreparedAlbum, subjects: set[int], *, budg
     if config.uses_truth:
         raise UserError("the time is not estimated where guidance.method is truth: no model is asked there")
     import torch
+
+    from modules.memory import is_out_of_memory
 
     folder = backbone_folder(config.backbone.path)
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, path=str(folder)))
@@ -58,6 +61,10 @@ def measure(config: RunConfig, album: PreparedAlbum, subjects: set[int], *, budg
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning warns of modules that log without a trainer
             return _Measurement(config, album, torch.device("cuda" if on_gpu else "cpu")).costs(subjects, budget_s)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("a step of training does not fit into this machine's memory: choose a smaller model") from error
     finally:
         torch.set_num_threads(former[0])
         torch.use_deterministic_algorithms(former[1])
@@ -75,6 +82,8 @@ class _Measurement:
         from trainer.config import PROJECT_ROOT
 
         started = time.perf_counter()
+        # Before anything is loaded, as at the beginning of a run.
+        self.free_gib = _free_gib(device)
         self._clock_s = self._quiet_s = 0.0
         self.config, self.album, self.device = config, album, device
         self.backbone = Backbone.load(config.backbone, root=PROJECT_ROOT).to(device)
@@ -90,11 +99,11 @@ class _Measurement:
         self.start_s = time.perf_counter() - started
 
     def costs(self, subjects: set[int], budget_s: float) -> StepCosts:
-        drawn_row_s, quiet_row_s = self._drawn_row_s()
+        drawn_row_s = self._drawn_row_s()
         booth = self.config.booth
         rows = booth.photos_per_step + _prior_rows(self.config)
         guided_rows = {stage: _guided_rows(getattr(self.config, stage)) for stage in ("geometry", "texture")}
-        expected_s = quiet_row_s * (4 * _BACKWARD * rows + 3 * sum(guided_rows.values()) * sum(subjects))
+        expected_s = drawn_row_s * (4 * _BACKWARD * rows + 3 * sum(guided_rows.values()) * sum(subjects))
         if expected_s > budget_s:
             encode_s = self._encode_s()
 
@@ -129,15 +138,16 @@ class _Measurement:
             texture_step_s=texture_s,
             drawn_row_s=drawn_row_s,
             memory_gib=memory_gib,
-            free_gib=_free_gib(self.device),
+            free_gib=self.free_gib,
             crowding=self._clock_s / self._quiet_s,
             whole_steps=whole,
         )
 
-    def _timed(self, step: Callable[[], object]) -> tuple[float, float]:
-        """Mean seconds of a step on the clock, and with nothing else running, after one try that compiles and allocates.
+    def _timed(self, step: Callable[[], object]) -> float:
+        """Mean seconds of a step with nothing else running, after one try that compiles and allocates.
 
-        As many steps as take a second or two, since a busy machine is slow by fits and starts.
+        On a processor these are the processor's seconds where they are fewer than the clock's: threads that wait for a
+        core use none. A busy machine is slow by fits and starts, so that the clock alone would say little.
         """
         step()
         self._wait()
@@ -147,12 +157,12 @@ class _Measurement:
             self._wait()
             number += 1
         seconds = time.perf_counter() - started
-        # Threads that wait for a core use none of the processor's time. A GPU's steps are not the processor's work.
+        # A GPU's steps are not the processor's work.
         used_s = time.process_time() - used if self.device.type == "cpu" else seconds
         quiet_s = min(seconds, used_s)
         self._clock_s += seconds
         self._quiet_s += quiet_s
-        return seconds / number, quiet_s / number
+        return quiet_s / number
 
     def _wait(self) -> None:
         import torch
@@ -160,18 +170,20 @@ class _Measurement:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _drawn_row_s(self) -> tuple[float, float]:
-        """On the clock, and with nothing else running."""
+    def _drawn_row_s(self) -> float:
+        seconds = self._forward_s(2) / 2
+        # Pictures are drawn many at a time, which a small model does sooner than one by one.
+        return self._forward_s(_DRAWN_ROWS) / _DRAWN_ROWS if seconds < _SHORT_S else seconds
+
+    def _forward_s(self, rows: int) -> float:
         import torch
 
-        backbone, rows = self.backbone, 2
-        side = backbone.latent_size
+        backbone, side = self.backbone, self.backbone.latent_size
         noisy = torch.zeros(rows, backbone.num_latent_channels, side, side, device=self.device)
         times = torch.zeros(rows, dtype=torch.int64, device=self.device)
         with torch.no_grad(), self.personalization.routing.rows(torch.zeros_like(times)):
             text = backbone.encode_text(backbone.tokenize(["a person"] * rows).to(self.device))
-            clock_s, quiet_s = self._timed(lambda: backbone.unet(noisy, times, encoder_hidden_states=text))
-        return clock_s / rows, quiet_s / rows
+            return self._timed(lambda: backbone.unet(noisy, times, encoder_hidden_states=text))
 
     def _encode_s(self) -> float:
         import torch
@@ -179,7 +191,7 @@ class _Measurement:
         size = self.backbone.image_size
         image = torch.zeros(1, 3, size, size, device=self.device)
         with torch.no_grad():
-            return self._timed(lambda: self.backbone.encode_images(image))[0]
+            return self._timed(lambda: self.backbone.encode_images(image))
 
     def _booth_step_s(self, batch: BoothBatch, phase: Any) -> float:
         import torch
@@ -199,7 +211,7 @@ class _Measurement:
             optimizer.zero_grad()
 
         try:
-            return self._timed(step)[0]
+            return self._timed(step)
         finally:
             for parameter in self.personalization.parameters():
                 parameter.requires_grad_(False)
@@ -240,7 +252,7 @@ class _Measurement:
             optimizer.step()
             optimizer.zero_grad()
 
-        return self._timed(step)[0]
+        return self._timed(step)
 
     def _used_gib(self) -> float:
         """The most that was used so far: of the GPU's memory, or of this process's."""
@@ -330,7 +342,7 @@ def _free_gib(device: torch.device) -> float | None:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info()[1] / _GIB
+        return torch.cuda.mem_get_info()[0] / _GIB
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 / _GIB for line in lines if line.startswith("MemAvailable:"))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -328,9 +328,9 @@ class Pack:
         """(V, 3) colours of the album on a subject's surface; None for the baseline, which knows words alone."""
         if name != SUBJECT or self.config.texture.start == "grey":
             return None
-        colours = body_colours(run.album)
+        colours, gender = body_colours(run.album), cast("Any", run.album.gender)
         table = np.array([colours.get(part, np.full(3, np.nan)) for part in BODY_PARTS])
-        return torch.from_numpy(table[parts_of_points(mesh[0].numpy(), load_body(run.album.gender))]).float()
+        return torch.from_numpy(table[parts_of_points(mesh[0].numpy(), load_body(gender))]).float()
 
     # -- committing ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from datamodules.assets import load_assets, prepare_assets
 from datamodules.assistants import make_assistants
 from datamodules.overrides import APPLIED_FILE, OVERRIDES_FILE, AlbumOverrides, dump_overrides, read_overrides
 from modules.errors import UserError
-from trainer.album_run import AlbumRun, content_key
+from trainer.album_run import AlbumRun, album_key
 from trainer.artifacts import write_text
 from trainer.canonical import hash_file, hash_json
 
@@ -28,7 +28,7 @@ def prepare(run: AlbumRun, config: RunConfig) -> None:
     """Fill in `run.prepared`, from disk where nothing changed. Raises UserError when the album cannot be used."""
     stage = run.stage("assets")
     decisions = read_overrides(run.folder / OVERRIDES_FILE, config.album.view_vocabulary)
-    inputs = {"album": content_key(run.source)}
+    inputs = {"album": album_key(run.source, config.album.max_file_bytes)}
     if decisions != AlbumOverrides():
         inputs["decisions"] = hash_json(dump_overrides(decisions))
     if (weights := _parser_weights(run.source, config)) is not None:

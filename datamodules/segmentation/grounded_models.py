@@ -178,11 +178,27 @@ class Detector(_Network):
         """Brings pictures to the model's size, and text to its tokens."""
         from transformers import AutoProcessor
 
-        return self._part("processor", lambda: AutoProcessor.from_pretrained(self.folder, local_files_only=True))
+        def load() -> Any:
+            processor = AutoProcessor.from_pretrained(self.folder, local_files_only=True)
+            if processor.tokenizer.convert_tokens_to_ids(STOP) in (None, processor.tokenizer.unk_token_id):
+                # transformers makes an empty one where there is none.
+                raise ValueError("its tokenizer has no vocabulary")
+            return processor
+
+        return self._part("processor", load)
 
     def find(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> list[list[Detection]]:
         """For each picture (H, W, 3) uint8 the boxes that a prompt fits, best first; call it while `at_work`."""
-        return self.in_batches(pictures, lambda batch: self._find(batch, prompts))
+        # Only pictures of one shape share a batch: padding shows through the backbone's windows, and what is found in
+        # a picture must not depend on its neighbours.
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            shapes.setdefault(picture.shape, []).append(index)
+        found: dict[int, list[Detection]] = {}
+        for indices in shapes.values():
+            alike = [pictures[index] for index in indices]
+            found |= zip(indices, self.in_batches(alike, lambda batch: self._find(batch, prompts)), strict=True)
+        return [found[index] for index in range(len(pictures))]
 
     def _find(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> list[list[Detection]]:
         text = prompt_text(prompts)

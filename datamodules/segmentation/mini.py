@@ -94,6 +94,12 @@ class MiniParser:
             )
         return sorted(found, key=lambda person: -person.area)
 
+    def view(self, photo: np.ndarray) -> tuple[str, float]:
+        """The direction from which a person was photographed, one of VIEW_CLASSES, and its probability."""
+        _, view = self._look(photo)
+        best = int(view.argmax())
+        return VIEW_CLASSES[best], float(view[best])
+
     def outfit(self, cuts: Sequence[Cut]) -> list[Parts]:
         evidence, seen = [], []
         for cut in cuts:
@@ -117,6 +123,7 @@ class MiniParser:
         )[0]
         classes = full.argmax(0).numpy()
         classes[others] = 0
+        classes = _one_head(classes)
         masks = {}
         for name, index in _INDEX.items():
             if name not in ("background", "skin"):
@@ -258,6 +265,19 @@ def _layers(total: np.ndarray, seen: np.ndarray, least_share: float) -> list[str
         if name != first and together >= least_share:
             layers.append(name)
     return layers
+
+
+def _one_head(classes: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) in which only the largest piece of face, hair, cap and glasses together is the head; hands
+    that were taken for a face are skin.
+    """
+    head = np.isin(classes, _HEAD)
+    pieces, number = label(binary_dilation(head))
+    if number < 2:
+        return classes
+    size = np.bincount(pieces.ravel())
+    size[0] = 0
+    return np.where(head & (pieces != size.argmax()), _INDEX["skin"], classes)
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Two steps, since who the album is about can be told only when everybody in all o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -110,4 +110,12 @@ def make_segmentor(config: SegmentorConfig, root: Path) -> Segmentor | None:
         case "grounded_sam":
             from datamodules.segmentation.grounded_sam import GroundedSam
 
-            return GroundedSam.load(config, root)
+            return GroundedSam.load(config, root, views=_view_of_the_mini_parser(config, root))
+
+
+def _view_of_the_mini_parser(config: SegmentorConfig, root: Path) -> Callable[[np.ndarray], tuple[str, float]] | None:
+    """Neither GroundingDINO nor SAM tells the direction of a photo; None where the mini parser is not there."""
+    from datamodules.segmentation.mini import MiniParser
+
+    folder = root / config.weights
+    return MiniParser.load(folder, config).view if folder.is_dir() else None

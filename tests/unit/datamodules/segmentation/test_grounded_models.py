@@ -33,9 +33,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def pictures() -> list[np.ndarray]:
-    """Three of different shapes."""
+    """The first and the last have the same shape."""
     draw = np.random.default_rng(0)
-    return [draw.integers(0, 256, (*size, 3), np.uint8) for size in ((80, 70), (60, 90), (50, 50))]
+    return [draw.integers(0, 256, (*size, 3), np.uint8) for size in ((80, 70), (60, 90), (50, 50), (80, 70))]
 
 
 def config(**settings: Any) -> GroundedSamConfig:
@@ -47,14 +47,16 @@ def test_boxes_and_scores_are_those_of_transformers(models, pictures):
 
     processor = AutoProcessor.from_pretrained(models["dino"])
     model = AutoModelForZeroShotObjectDetection.from_pretrained(models["dino"]).eval()
-    inputs = processor(images=pictures, text=[prompt_text(PROMPTS)] * 3, return_tensors="pt")
-    with torch.no_grad():
-        output = model(**inputs)
     sizes = [picture.shape[:2] for picture in pictures]
-    # Both thresholds alike: every box that counts has a phrase.
-    theirs = processor.post_process_grounded_object_detection(
-        output, threshold=0.5, text_threshold=0.5, target_sizes=sizes
-    )
+    theirs = []
+    for picture, size in zip(pictures, sizes, strict=True):
+        inputs = processor(images=picture, text=prompt_text(PROMPTS), return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        # Both thresholds alike: every box that counts has a phrase.
+        theirs += processor.post_process_grounded_object_detection(
+            output, threshold=0.5, text_threshold=0.5, target_sizes=[size]
+        )
     detector = Detector(models["dino"], config(box_threshold=0.5, text_threshold=0.5))
     with detector.at_work():
         ours = detector.find(pictures, PROMPTS)
@@ -73,17 +75,41 @@ def test_boxes_and_scores_are_those_of_transformers(models, pictures):
             assert all(any(word in phrase for word in re.findall(r"\w+|-", name)) for name in detection.scores)
 
 
-def test_batches_change_nothing(models, pictures):
-    many, one = (Detector(models["dino"], config(batch_size=size)) for size in (3, 1))
-    with many.at_work(), one.at_work():
-        for first, second in zip(many.find(pictures, PROMPTS), one.find(pictures, PROMPTS), strict=True):
-            assert [detection.name for detection in first] == [detection.name for detection in second]
-            for mine, other in zip(first, second, strict=True):
-                np.testing.assert_allclose(mine.box, other.box, atol=0.05)
-                assert mine.score == pytest.approx(other.score, abs=1e-3)
+def test_what_is_found_does_not_depend_on_the_other_pictures(models, pictures, monkeypatch):
+    detector = Detector(models["dino"], config(batch_size=4))
+    forward = type(detector.model).forward
+    sizes = []
+
+    def counted(self: Any, pixel_values: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(pixel_values))
+        return forward(self, pixel_values=pixel_values, **rest)
+
+    monkeypatch.setattr(type(detector.model), "forward", counted)
+    with detector.at_work():
+        together = detector.find(pictures, PROMPTS)
+        assert sizes == [2, 1, 1]
+        alone = [detector.find([picture], PROMPTS)[0] for picture in pictures]
+    for first, second in zip(together, alone, strict=True):
+        assert [detection.name for detection in first] == [detection.name for detection in second]
+        for mine, other in zip(first, second, strict=True):
+            np.testing.assert_allclose(mine.box, other.box, atol=1e-3)
+            assert mine.score == pytest.approx(other.score, abs=1e-4)
 
 
-def test_masks_are_those_of_transformers(models, pictures):
+def boxes_that_reach(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the model is given, call by call: masks of random weights hardly depend on it."""
+    forward = type(segmenter.model).forward
+    given: list[torch.Tensor] = []
+
+    def noted(self: Any, **inputs: Any) -> Any:
+        given.append(inputs["input_boxes"])
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(segmenter.model), "forward", noted)
+    return given
+
+
+def test_masks_are_those_of_transformers(models, pictures, monkeypatch):
     from transformers import SamModel, SamProcessor
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
@@ -91,6 +117,7 @@ def test_masks_are_those_of_transformers(models, pictures):
     processor = SamProcessor(SamImageProcessorPil(size={"longest_edge": 64}, pad_size=square))
     model = SamModel.from_pretrained(models["sam"]).eval()
     segmenter = Segmenter(models["sam"], config())
+    given = boxes_that_reach(segmenter, monkeypatch)
     for picture in pictures:
         inputs = processor(picture, input_boxes=[[list(box) for box in BOXES]], return_tensors="pt")
         with torch.no_grad():
@@ -102,15 +129,20 @@ def test_masks_are_those_of_transformers(models, pictures):
         )[0][:, 0]
         with segmenter.at_work():
             ours = segmenter.masks(picture, BOXES)
+        torch.testing.assert_close(given[-1], inputs["input_boxes"].float(), atol=1e-3, rtol=0)
         assert ours.shape == (3, *picture.shape[:2])
         assert 0 < ours.mean() < 1
         assert (ours != theirs.numpy()).mean() < 0.002
 
 
-def test_sam_2_gives_masks_of_the_photos_size(models, pictures):
+def test_sam_2_gives_masks_of_the_photos_size(models, pictures, monkeypatch):
     segmenter = Segmenter(models["sam2"], config())
+    given = boxes_that_reach(segmenter, monkeypatch)
     with segmenter.at_work():
         masks = segmenter.masks(pictures[1], BOXES)
+        # The photo of 90 x 60 pixels is stretched to 128 x 128.
+        scale = torch.tensor([128 / 90, 128 / 60] * 2)
+        torch.testing.assert_close(given[0], torch.tensor([BOXES]) * scale, atol=1e-3, rtol=0)
         segmenter.batch_size = 2
         assert (segmenter.masks(pictures[1], BOXES) == masks).mean() > 0.999
         assert segmenter.masks(pictures[1], []).shape == (0, 60, 90)
@@ -151,7 +183,7 @@ def test_half_precision_stays_close(models, pictures, kind):
         assert (half.masks(pictures[0], BOXES) == full.masks(pictures[0], BOXES)).mean() > 0.9
     detector = Detector(models["dino"], config(precision="bf16"))
     with detector.at_work():
-        assert len(detector.find(pictures, PROMPTS)) == 3
+        assert len(detector.find(pictures, PROMPTS)) == len(pictures)
 
 
 def test_too_little_memory_halves_the_batch_and_goes_on(models, pictures, monkeypatch):
@@ -167,7 +199,7 @@ def test_too_little_memory_halves_the_batch_and_goes_on(models, pictures, monkey
 
     monkeypatch.setattr(type(detector.model), "forward", small)
     with detector.at_work():
-        assert len(detector.find(pictures, PROMPTS)) == 3
+        assert len(detector.find([pictures[0]] * 3, PROMPTS)) == 3
         assert sizes == [3, 1, 1, 1]
         assert detector.batch_size == 1
         monkeypatch.setattr(type(detector.model), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
@@ -225,14 +257,15 @@ def test_a_damaged_model_is_named(models, pictures, tmp_path, kind, damage, mess
     for vocabulary in folder.glob("vocab.txt"):
         vocabulary.unlink()
     damage(folder / "model.safetensors")
+
+    def work() -> None:
+        network = Detector(folder, config()) if kind == "dino" else Segmenter(folder, config())
+        with network.at_work():
+            if isinstance(network, Detector):
+                network.find(pictures, PROMPTS)
+
     with pytest.raises(UserError, match=message) as caught:
-        if kind == "dino":
-            detector = Detector(folder, config())
-            with detector.at_work():
-                detector.find(pictures, PROMPTS)
-        else:
-            with Segmenter(folder, config()).at_work():
-                pass
+        work()
     assert str(folder) in str(caught.value)
     assert "album.segmentor.method=mini" in str(caught.value)
 
@@ -257,7 +290,7 @@ def test_a_model_of_another_kind_is_named(models):
 
 def test_prompts_that_the_detector_cannot_read_are_named(models, pictures):
     detector = Detector(models["dino"], config())
-    with detector.at_work(), pytest.raises(UserError, match="are 150 phrases of 302 tokens, but .* reads 256"):
+    with detector.at_work(), pytest.raises(UserError, match=r"are 150 phrases of 302 tokens, but .* reads 256"):
         detector.find(pictures[:1], ["cap"] * 150)
 
 

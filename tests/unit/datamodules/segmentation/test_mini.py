@@ -135,6 +135,12 @@ def test_a_few_mistaken_pixels_make_no_cap() -> None:
     assert "cap" in capped.masks
 
 
+def test_a_hand_that_was_taken_for_a_face_is_skin() -> None:
+    parts = parser().outfit([Cut(paint(*body(20, 10), ("face", 32, 30, 36, 34)))])[0]
+    assert not parts.masks["face"][28:].any()
+    assert parts.person[30:34, 32:36].all()
+
+
 def test_other_people_are_in_no_mask() -> None:
     others = np.zeros((64, 64), bool)
     others[:, 40:] = True
@@ -157,6 +163,7 @@ def test_the_view_agrees_with_the_mirror_image() -> None:
     # The mirror image looks right, which is left again after mirroring.
     assert parts.view == "left"
     assert parts.view_confidence > 0.9
+    assert parser().view(photo) == (parts.view, parts.view_confidence)
 
 
 def test_weights_are_loaded_and_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ FIXED = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 10
 
 
 def save_grounding_dino(folder: Path) -> Path:
-    """For pictures of 64 to 96 pixels."""
+    """For pictures of 96 to 144 pixels."""
     from transformers import (
         BertConfig,
         BertTokenizerFast,
@@ -47,7 +48,7 @@ def save_grounding_dino(folder: Path) -> Path:
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join([FIXED.get(index, f"[unused{index}]") for index in range(1030)] + WORDS) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(vocabulary))
-    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
+    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 144})
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=64,
@@ -70,9 +71,22 @@ def save_grounding_dino(folder: Path) -> Path:
         d_model=32,
     )
     torch.manual_seed(0)
-    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    model = GroundingDinoForObjectDetection(config)
+    with torch.no_grad():
+        for embed in model.bbox_embed:
+            # Boxes as large as things in a photo; untrained ones are specks.
+            embed.layers[-1].bias[2:] = 2.0
+    model.save_pretrained(folder)
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+def _excited(model: Any) -> Any:
+    """With weights so large that masks depend on boxes and on pixels."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
 
 
 def save_sam(folder: Path) -> Path:
@@ -98,7 +112,7 @@ def save_sam(folder: Path) -> Path:
         ),
     )
     torch.manual_seed(0)
-    SamModel(config).save_pretrained(folder)
+    _excited(SamModel(config)).save_pretrained(folder)
     return folder
 
 
@@ -139,5 +153,5 @@ def save_sam2(folder: Path) -> Path:
         ),
     )
     torch.manual_seed(0)
-    Sam2Model(config).save_pretrained(folder)
+    _excited(Sam2Model(config)).save_pretrained(folder)
     return folder
