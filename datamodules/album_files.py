@@ -11,6 +11,9 @@ from pathlib import Path
 from datamodules.asset_names import canonical_asset
 from modules.errors import UserError
 
+# Every asset takes a mask of every photo, and a word of its own in prompts; nobody wears this many things.
+MAX_ASSETS = 40
+
 
 class AlbumFolder:
     """Access to one album's files. Raises UserError when the folder is missing, a file, or out of reach."""
@@ -52,6 +55,15 @@ class AlbumFolder:
             raise UserError(f"cannot be read ({error.strerror}); check that it is there and its permissions") from None
         except RuntimeError:
             raise UserError("is a link that leads to itself") from None
+
+
+def counted_asset(text: str, counted: set[str]) -> str:
+    """`canonical_asset` of a mask's name, put into `counted`. Raises ValueError as it does, and for too many assets."""
+    name = canonical_asset(text)
+    if name not in counted and len(counted) == MAX_ASSETS:
+        raise ValueError(f"would be one asset more than the {MAX_ASSETS} that an album can have; remove or join some")
+    counted.add(name)
+    return name
 
 
 def split_mask_name(name: str, stems: Collection[str], known_assets: Collection[str]) -> tuple[str, str] | None:

@@ -30,8 +30,8 @@ from datamodules.album_description import (
     PhotoWords,
     parse_description,
 )
-from datamodules.album_files import AlbumFolder, split_mask_name
-from datamodules.asset_names import PERSON, canonical_asset, order_assets
+from datamodules.album_files import AlbumFolder, counted_asset, split_mask_name
+from datamodules.asset_names import PERSON, order_assets
 from datamodules.assistants import Assistants
 from datamodules.bare_photos import BarePhoto, segment_photos
 from datamodules.captioning.captioner import CaptionRequest
@@ -245,6 +245,7 @@ class _Reader:
         """Stem to its (asset, mask file) pairs."""
         mask_folder = self.folder / MASK_FOLDER
         found: dict[str, list[tuple[str, Path]]] = {}
+        assets: set[str] = set()
         for path in self.files.entries(mask_folder) if os.path.isdir(mask_folder) else []:
             name = f"{MASK_FOLDER}/{path.name}"
             if path.suffix.lower() not in PHOTO_SUFFIXES:
@@ -253,7 +254,7 @@ class _Reader:
                 self._refuse(name, f"its name fits no photo of the album; masks are named {_LAYOUT}")
             else:
                 try:
-                    found.setdefault(match[0], []).append((canonical_asset(match[1]), path))
+                    found.setdefault(match[0], []).append((counted_asset(match[1], assets), path))
                 except ValueError as error:
                     self._refuse(name, str(error))
         return found

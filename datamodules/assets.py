@@ -161,12 +161,13 @@ def prepare_assets(album: Album, folder: Path) -> PreparedAlbum:
 
     The same album gives the same bytes. Raises UserError when no usable mask, or too few photos, remain after cleaning.
     """
-    prepared = _prepare(album)
+    prepared = assets_of(album)
     save_assets(prepared, folder)
     return prepared
 
 
-def _prepare(album: Album) -> PreparedAlbum:
+def assets_of(album: Album) -> PreparedAlbum:
+    """`prepare_assets` without the files."""
     config = album.config
     set_aside = list(album.set_aside)
     kept = []

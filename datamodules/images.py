@@ -230,7 +230,7 @@ def _deep_to_rgb(image: Image.Image, peak: float) -> Image.Image:
 def _deep_to_uint8(values: np.ndarray, peak: float) -> np.ndarray:
     """16- and 32-bit grey to uint8. Integers span 0..65535 (0..255 when nothing is greater), floats 0..1 or 0..255."""
     if values.dtype.kind == "f":
-        return np.clip(values * (255.0 if peak <= 1 else 1.0) + 0.5, 0, 255).astype(np.uint8)
+        return (np.clip(values, 0, 255) * (255.0 if peak <= 1 else 1.0) + 0.5).astype(np.uint8)
     if peak <= 255:
         return np.clip(values, 0, 255).astype(np.uint8)
     return (np.clip(values, 0, 65535).astype(np.uint32) * 255 // 65535).astype(np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datamodules.album import AlbumConfig
 from datamodules.album_reader import read_album
-from datamodules.assets import PreparedAlbum, _prepare
+from datamodules.assets import PreparedAlbum, assets_of
 from datamodules.assistants import make_assistants
 from datamodules.overrides import AlbumOverrides
 
@@ -31,7 +31,7 @@ def prepare_unsaved(
     if asked:
         config = dataclasses.replace(config, captioner=dataclasses.replace(config.captioner, method="names"))
     assistants = make_assistants(config, root, overrides=overrides, announce=announce)
-    album = _prepare(read_album(folder, config, assistants))
+    album = assets_of(read_album(folder, config, assistants))
     if not asked:
         return album
     note = "the captioner was not asked, so gender, names and shape words are those of the masks and of the album"

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch.checking import add_arguments as add_check_arguments
+from launch.checking import check
 from launch.composition import add_verbs as add_composition_verbs
 from launch.farm.verbs import add_verbs as add_farm_verbs
 from launch.importing import add_verb as add_import_verb
@@ -175,13 +177,6 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """What this machine offers, and what is missing."""
-    from launch.preflight import print_checks, run_checks
-
-    return 0 if print_checks(run_checks(Path(arguments.out))) else EXIT_FAILED
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb whose implementation is there."""
     description = "Turns personal photo albums into textured 3D avatars."
@@ -254,8 +249,8 @@ def build_parser() -> argparse.ArgumentParser:
     if child := add(bench, "launch.bench", takes_overrides=False):
         child.add_argument("names", metavar="NAME", nargs="*", help="only these (default: all of tests/benchmarks)")
         child.add_argument("--out", metavar="DIR", default="out", help="where bench.json goes (default: %(default)s)")
-    if child := add(check, "launch.preflight", takes_overrides=False):
-        child.add_argument("--out", metavar="DIR", default="out", help="where results would go (default: %(default)s)")
+    if child := add(check, "launch.preflight"):
+        add_check_arguments(child)
     return parser
 
 

@@ -13,19 +13,31 @@ from PIL import Image
 
 from datamodules.contact_sheet import asset_colours
 from datamodules.segmentation.classes import COARSE_PARTS, FINE_CLASSES, VIEW_CLASSES, coarse_table
+from datamodules.segmentation.config import SegmentorConfig
+from datamodules.segmentation.mini import MiniParser
 from datamodules.studio.parser_pictures import held_out_pictures
 from modules.parser import IGNORED, ParserNetwork, load_parser
 from trainer.prior_card_config import ParserCardConfig
 
 _BATCH = 16
+_PARTS = len(COARSE_PARTS) + 1
 
 
 def run_parser_card(folder: Path, config: ParserCardConfig, out: Path) -> dict[str, Any]:
-    """Score the parser in `folder`; writes parser_card.json and parser_card.png (photos, truth, what was found)."""
+    """Score the parser in `folder`; writes parser_card.json and parser_card.png (photos, truth, what was found).
+
+    Returns {"pictures": their number, "albums": `score_albums`, "single" and "cluttered": `score_parser` of each photo
+    for itself, as the studio takes them and among clutter, bad light and noise}.
+    """
     network, _ = load_parser(folder)
     pictures = held_out_pictures(config.num_people, config.per_person, config.resolution)
-    scores = score_parser(network, pictures, confident=config.min_confidence)
-    scores["pictures"] = len(pictures["pictures"])
+    wild = held_out_pictures(config.num_people, config.per_person, config.resolution, wild=True)
+    scores = {
+        "pictures": len(pictures["pictures"]),
+        "albums": score_albums(MiniParser.load(folder, SegmentorConfig()), pictures, config.per_person),
+        "single": score_parser(network, pictures, confident=config.min_confidence),
+        "cluttered": score_parser(network, wild, confident=config.min_confidence),
+    }
     out.mkdir(parents=True, exist_ok=True)
     step = max(1, len(pictures["pictures"]) // config.num_shown)
     shown = {name: values[::step][: config.num_shown] for name, values in pictures.items()}
@@ -49,6 +61,50 @@ def _sheet(network: ParserNetwork, pictures: Mapping[str, np.ndarray], columns: 
     return np.concatenate(rows)
 
 
+def score_albums(parser: MiniParser, pictures: Mapping[str, np.ndarray], per_person: int) -> dict[str, Any]:
+    """Overlap as albums have it: the photos of a person are parsed together, and agree on what that person wears.
+
+    pictures: as `held_out_pictures` draws them, `per_person` of each. Returns {"iou": {part: ...}, "miou"}.
+    """
+    confusion = np.zeros((_PARTS, _PARTS), np.int64)
+    table = np.asarray(coarse_table())
+    for start in range(0, len(pictures["pictures"]), per_person):
+        chosen = slice(start, start + per_person)
+        cuts = [_Cut(pixels) for pixels in pictures["pictures"][chosen]]
+        for parts, truth in zip(parser.outfit(cuts), pictures["classes"][chosen], strict=True):
+            found = np.where(parts.person, FINE_CLASSES.index("skin"), 0)
+            for name, mask in parts.masks.items():
+                found[mask] = FINE_CLASSES.index(name)
+            confusion += _confusion(table[truth], table[found])
+    return _overlaps(confusion)
+
+
+class _Cut:
+    """A photo of one person alone; a `datamodules.segmentation.segmentor.Cut`."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._pixels = pixels
+
+    def pixels(self) -> np.ndarray:
+        return self._pixels
+
+    def others(self) -> np.ndarray:
+        return np.zeros(self._pixels.shape[:2], bool)
+
+
+def _confusion(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+    return np.bincount((truth * _PARTS + found).ravel(), minlength=_PARTS**2).reshape(_PARTS, _PARTS)
+
+
+def _overlaps(confusion: np.ndarray) -> dict[str, Any]:
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    iou = {name: float(confusion[i + 1, i + 1] / max(union[i + 1], 1)) for i, name in enumerate(COARSE_PARTS)}
+    return {
+        "iou": {name: round(value, 4) for name, value in iou.items()},
+        "miou": round(float(np.mean(list(iou.values()))), 4),
+    }
+
+
 def score_parser(
     network: ParserNetwork, pictures: Mapping[str, np.ndarray], *, confident: float = 0.6
 ) -> dict[str, Any]:
@@ -59,8 +115,7 @@ def score_parser(
     said with at least `confident`), "view_accuracy_confident", "view_within_45_deg"}.
     """
     table = np.asarray(coarse_table())
-    parts = len(COARSE_PARTS) + 1
-    confusion = np.zeros((parts, parts), np.int64)
+    confusion = np.zeros((_PARTS, _PARTS), np.int64)
     views, confidence, fine_right, fine_all = [], [], 0, 0
     garments = np.isin(
         np.arange(len(FINE_CLASSES)),
@@ -73,16 +128,13 @@ def score_parser(
             output = network(batch.contiguous(memory_format=torch.channels_last))
         found, truth = output.logits.argmax(1).numpy(), pictures["classes"][chosen]
         known = truth != IGNORED
-        index = table[truth[known]] * parts + table[found[known]]
-        confusion += np.bincount(index, minlength=parts * parts).reshape(parts, parts)
+        confusion += _confusion(table[truth[known]], table[found[known]])
         worn = known & garments[np.where(known, truth, 0)]
         fine_right += int((found == truth)[worn].sum())
         fine_all += int(worn.sum())
         view = output.view.softmax(1)
         views.append(view.argmax(1).numpy())
         confidence.append(view.amax(1).numpy())
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-    iou = {name: float(confusion[i + 1, i + 1] / max(union[i + 1], 1)) for i, name in enumerate(COARSE_PARTS)}
     said, truth_view, sure = np.concatenate(views), pictures["view"], np.concatenate(confidence) >= confident
     seen = truth_view >= 0
     overhead = len(VIEW_CLASSES) - 1
@@ -90,8 +142,7 @@ def score_parser(
     step = np.abs((said - truth_view + 4) % 8 - 4)
     right = (said == truth_view) & seen
     return {
-        "iou": {name: round(value, 4) for name, value in iou.items()},
-        "miou": round(float(np.mean(list(iou.values()))), 4),
+        **_overlaps(confusion),
         "garment_accuracy": round(fine_right / max(fine_all, 1), 4),
         "view_accuracy": round(float(right.sum() / max(seen.sum(), 1)), 4),
         "view_confident": round(float((seen & sure).sum() / max(seen.sum(), 1)), 4),
