@@ -6,8 +6,10 @@ listed here are tried. Metadata (EXIF, with its GPS position) is used for rotati
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,7 +124,8 @@ def _decode(data: bytes, max_pixels: int, draft_px: int | None) -> _Upright:
                 # JPEG can be decoded at 1/2, 1/4 or 1/8; twice the wanted side leaves the filtering to the resize.
                 image.draft(None, (2 * draft_px, 2 * draft_px))
             lying_size = image.size
-            image.load()
+            with _hushed() if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
             icc = image.info.get("icc_profile")
             orientation = _orientation(image)
         except Exception as error:  # a damaged body can raise anything in a decoder
@@ -145,6 +148,19 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
     pi_heif.register_heif_opener(thumbnails=False)
     return ("HEIF",)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """libtiff itself writes to standard error what it finds wrong; our own sentence says which photo it was."""
+    with open(os.devnull, "wb") as nothing:
+        shown = os.dup(2)
+        try:
+            os.dup2(nothing.fileno(), 2)
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:

@@ -135,7 +135,9 @@ ALBUM_WORDS: Mapping[str, Callable[[], bytes]] = {
         {"photos": {"../../etc/passwd": {"view": "front"}, "\x1b[2J": {"view": "up"}, "good_00": {"vieww": "\n"}}}
     ).encode(),
     "20000 photos that are not there": lambda: json.dumps({"photos": {f"p{i}": {} for i in range(20_000)}}).encode(),
-    "20000 assets that are not there": lambda: json.dumps({"assets": {f"thing {i}": "" for i in range(20_000)}}).encode(),
+    "20000 assets that are not there": lambda: json.dumps(
+        {"assets": {f"thing {i}": "" for i in range(20_000)}}
+    ).encode(),
     "not UTF-8": lambda: b'{"gender": "\xff\xfe"}',
     "half a surrogate": lambda: b'{"assets": {"\\ud800": "\\udfff"}, "photos": {"\\ud800": {"view": "\\udc00"}}}',
     "nothing": lambda: b"",
@@ -193,7 +195,9 @@ class AlbumMaker:
     def write(self, index: int, num_inputs: int) -> HostileAlbum:
         """The album of this number; the same number gives the same album."""
         rng = random.Random(index)
-        folder = self.albums / (FOLDER_NAMES[index // 8] if index % 8 == 5 and index // 8 < len(FOLDER_NAMES) else f"album_{index:03d}")
+        folder = self.albums / (
+            FOLDER_NAMES[index // 8] if index % 8 == 5 and index // 8 < len(FOLDER_NAMES) else f"album_{index:03d}"
+        )
         folder.mkdir()
         album = HostileAlbum(folder=folder)
         if folder.name in FOLDER_NAMES:
@@ -227,9 +231,7 @@ class AlbumMaker:
                 for asset, data in photo.masks.items():
                     (masks / f"good_{number:02d}_{asset}.png").write_bytes(data)
 
-    def _write_photo(
-        self, album: HostileAlbum, photos: Path, rng: random.Random, number: int, places: _Places
-    ) -> str:
+    def _write_photo(self, album: HostileAlbum, photos: Path, rng: random.Random, number: int, places: _Places) -> str:
         stem = f"bad_{number:02d}"
         if (odd := rng.random() < 0.3) and (renamed := rng.choice(_NAMES)(stem)):
             stem = renamed
@@ -238,7 +240,9 @@ class AlbumMaker:
             places.kinds[kind](photos / f"{stem}.jpg")
             album.inputs.append(BadInput(kind=kind, name=f"{stem}.jpg"))
             return stem
-        file = special(rng.choice(sorted(SPECIAL))) if rng.random() < 0.3 else damaged(rng.choice(self.good).pixels, rng)
+        file = (
+            special(rng.choice(sorted(SPECIAL))) if rng.random() < 0.3 else damaged(rng.choice(self.good).pixels, rng)
+        )
         name = f"{stem}{file.suffix.upper() if rng.random() < 0.2 else file.suffix}"
         (photos / name).write_bytes(file.data)
         album.inputs.append(BadInput(kind=f"{file.kind}{' under an odd name' if odd else ''}", name=name))
@@ -252,7 +256,9 @@ class AlbumMaker:
     def _write_mask(self, album: HostileAlbum, masks: Path, rng: random.Random, number: int) -> None:
         height, width = self.good[0].pixels.shape[:2]
         file: HostileFile = mask((width, height), rng)
-        asset = rng.choice(("hat", "../x", "<token>", "a" * 90, "line\nbreak", "\x1b[2J", "person", "", "cape")).replace("/", "_")
+        asset = rng.choice(
+            ("hat", "../x", "<token>", "a" * 90, "line\nbreak", "\x1b[2J", "person", "", "cape")
+        ).replace("/", "_")
         name = f"{rng.choice(('good_00', 'nobody'))}_{asset}{number}{file.suffix}"
         (masks / name).write_bytes(file.data)
         album.inputs.append(BadInput(kind=file.kind, name=name, is_mask=True))

@@ -51,9 +51,7 @@ def png(width: int, height: int, body: bytes, *extra: bytes, depth: int = 8, col
     """A PNG file of compressed `body` and a header that may lie; `extra` are chunks between them."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     between = b"".join(extra)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def tiff(entries: Sequence[tuple[int, int, int, int]], body: bytes) -> bytes:
@@ -118,7 +116,17 @@ _SIZES: Mapping[str, tuple[bytes, str]] = {
     "AVIF": (b"ispe\0\0\0\0", ">II"),
     "WebP": (b"\x9d\x01\x2a", "<HH"),
 }
-_LIES = ((0, 0), (0, 64), (64, 0), (1, 1), (16000, 16000), (65535, 65535), (8, 60000), (-64, -64), (2**31 - 1, 2**31 - 1))
+_LIES = (
+    (0, 0),
+    (0, 64),
+    (64, 0),
+    (1, 1),
+    (16000, 16000),
+    (65535, 65535),
+    (8, 60000),
+    (-64, -64),
+    (2**31 - 1, 2**31 - 1),
+)
 
 
 def lying(kind: str, data: bytes, rng: random.Random) -> bytes:

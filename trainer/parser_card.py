@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from skimage import data
 
-from datamodules.contact_sheet import asset_colours
+from datamodules.contact_sheet import asset_colours, overlay
 from datamodules.segmentation.classes import COARSE_PARTS, FINE_CLASSES, VIEW_CLASSES, coarse_table
 from datamodules.segmentation.config import SegmentorConfig
 from datamodules.segmentation.mini import MiniParser
@@ -24,17 +25,19 @@ _PARTS = len(COARSE_PARTS) + 1
 
 
 def run_parser_card(folder: Path, config: ParserCardConfig, out: Path) -> dict[str, Any]:
-    """Score the parser in `folder`; writes parser_card.json and parser_card.png (photos, truth, what was found).
+    """Score the parser in `folder`; writes parser_card.json, parser_card.png (photos, truth, what was found) and
+    parser_photograph.png, what it makes of a photograph of a real person (Eileen Collins, NASA, public domain).
 
     Returns {"pictures": their number, "albums": `score_albums`, "single" and "cluttered": `score_parser` of each photo
     for itself, as the studio takes them and among clutter, bad light and noise}.
     """
     network, _ = load_parser(folder)
+    parser = MiniParser.load(folder, SegmentorConfig())
     pictures = held_out_pictures(config.num_people, config.per_person, config.resolution)
     wild = held_out_pictures(config.num_people, config.per_person, config.resolution, wild=True)
     scores = {
         "pictures": len(pictures["pictures"]),
-        "albums": score_albums(MiniParser.load(folder, SegmentorConfig()), pictures, config.per_person),
+        "albums": score_albums(parser, pictures, config.per_person),
         "single": score_parser(network, pictures, confident=config.min_confidence),
         "cluttered": score_parser(network, wild, confident=config.min_confidence),
     }
@@ -42,8 +45,17 @@ def run_parser_card(folder: Path, config: ParserCardConfig, out: Path) -> dict[s
     step = max(1, len(pictures["pictures"]) // config.num_shown)
     shown = {name: values[::step][: config.num_shown] for name, values in pictures.items()}
     Image.fromarray(_sheet(network, shown)).save(out / "parser_card.png")
+    Image.fromarray(_photograph(parser)).save(out / "parser_photograph.png")
     (out / "parser_card.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
+
+
+def _photograph(parser: MiniParser) -> np.ndarray:
+    photo = data.astronaut()
+    parts = parser.outfit([_Cut(photo)])[0]
+    painted = overlay(photo, np.stack(list(parts.masks.values()))) if parts.masks else photo
+    person = np.repeat(parts.person[..., None], 3, 2).astype(np.uint8) * 255
+    return np.concatenate([photo, painted, person], 1)
 
 
 def _sheet(network: ParserNetwork, pictures: Mapping[str, np.ndarray], columns: int = 12) -> np.ndarray:

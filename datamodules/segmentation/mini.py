@@ -117,7 +117,10 @@ class MiniParser:
     def _parts(self, cut: Cut, reassigned: np.ndarray) -> Parts:
         pixels, others = cut.pixels(), cut.others()
         probability, view = self._look(pixels)
+        theirs = probability.argmax(0) > 0
         allowed = np.einsum("cd,chw->dhw", reassigned, probability)
+        # What was taken for a garment that the outfit does not have is another one, and not the background.
+        allowed[0] = np.where(theirs, np.minimum(allowed[0], 1e-6), allowed[0])
         full = F.interpolate(
             torch.from_numpy(allowed)[None].float(), size=pixels.shape[:2], mode="bilinear", align_corners=False
         )[0]

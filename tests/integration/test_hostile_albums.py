@@ -31,9 +31,7 @@ SHIPPED = ROOT / "weights" / "mini_parser"
 
 @pytest.fixture(scope="session")
 def good_photos(tmp_path_factory: pytest.TempPathFactory) -> list[GoodPhoto]:
-    folder = write_album(
-        tmp_path_factory.mktemp("good") / "anna", seed=HELD_OUT_SEED + 3, num_photos=3, resolution=128
-    )
+    folder = write_album(tmp_path_factory.mktemp("good") / "anna", seed=HELD_OUT_SEED + 3, num_photos=3, resolution=128)
     photos = []
     for path in sorted((folder / "image").iterdir()):
         masks = {
@@ -86,9 +84,7 @@ def prepare_all(
         name = [] if album.name is None else [f"--name={album.name}"]
         calls.append({"arguments": ["prepare", str(album.folder), "--out", str(place / "out"), *name, *settings]})
     job, report = place.parent / "job.json", place.parent / "report.jsonl"
-    job.write_text(
-        json.dumps({"calls": calls, "guarded": str(place), "out": str(place / "out"), "limit_s": limit_s})
-    )
+    job.write_text(json.dumps({"calls": calls, "guarded": str(place), "out": str(place / "out"), "limit_s": limit_s}))
     (place / "here").mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(
@@ -157,7 +153,13 @@ def check_outside(place: Path, before: dict[str, Any]) -> None:
 
 
 def run(
-    place: Path, good_photos: list[GoodPhoto], settings: Sequence[str], *, albums: Sequence[int], size: int, limit_s: int
+    place: Path,
+    good_photos: list[GoodPhoto],
+    settings: Sequence[str],
+    *,
+    albums: Sequence[int],
+    size: int,
+    limit_s: int,
 ) -> tuple[int, int, list[dict[str, Any]]]:
     """Returns the numbers of inputs and of albums that could be prepared, and how each call ended."""
     maker = AlbumMaker(place, good_photos, place / "out")
