@@ -120,8 +120,8 @@ class _Reader:
         assets = self._assets(photos, description, words)
         self.hash.update(description.file_name.encode() + b"\0" + description.data)
         return Album(
-            # A folder's name may hold bytes that are not UTF-8, and line breaks; what is written must be text.
-            name=_printable(self.files.root.name) or "album",
+            # A folder's name may hold line breaks, and bytes that are not UTF-8; what is written must be text.
+            name="".join(letter if letter.isprintable() else "?" for letter in self.files.root.name) or "album",
             folder=self.folder,
             gender=gender,
             assets=assets,

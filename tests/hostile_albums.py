@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from tests.hostile_files import SPECIAL, HostileFile, damaged, mask, special
+from tests.hostile_files import SPECIAL, HostileFile, damaged, encode, mask, special
 
 # Stands in every file outside the albums, and must be in nothing that comes out.
 CANARY = "canary-7f3a91"
@@ -39,8 +40,7 @@ class BadInput:
 
 @dataclass(kw_only=True)
 class HostileAlbum:
-    """An album on disk. arguments: of `prepare`, besides --out. out_name: of its output folder; None where it is refused
-    or named after the album."""
+    """An album on disk. name: given to `prepare` for its output folder; None where it is named after the album."""
 
     folder: Path
     inputs: list[BadInput] = field(default_factory=list)
@@ -173,7 +173,7 @@ FOLDER_NAMES = (
     "$(id)",
     "key=value",
 )
-RESULT_NAMES = ("../../x", "..", "a/b", "/tmp/x", ".x", "line\nbreak", "\x1b[2J", "-x", "n" * 300, os.fsdecode(b"\xff"))
+RESULT_NAMES = ("../../x", "..", "a/b", "/tmp/x", ".x", "two\nlines", "\x1b[2J", "-y", "n" * 300, os.fsdecode(b"\xff"))
 
 
 class AlbumMaker:
@@ -206,8 +206,9 @@ class AlbumMaker:
         photos = folder / "image" if with_masks or index % 3 == 1 else folder
         photos.mkdir(exist_ok=True)
         self._write_good(photos, rng, folder / "mask" if with_masks else None)
-        if index % 6 == 3:
-            self._write_words(album, rng)
+        if index % 12 == 3:
+            cases = word_cases()
+            self._write_words(album, *cases[index * 7 % len(cases)])
         if index % 8 == 7:
             album.name = RESULT_NAMES[index // 8 % len(RESULT_NAMES)]
             album.inputs.append(BadInput(kind=f"--name {album.name!a}"))
@@ -263,16 +264,50 @@ class AlbumMaker:
         (masks / name).write_bytes(file.data)
         album.inputs.append(BadInput(kind=file.kind, name=name, is_mask=True))
 
-    def _write_words(self, album: HostileAlbum, rng: random.Random) -> None:
-        where = rng.choice(("album.json", "gpt4v_response.json", "assets.yaml", "out", "link"))
-        words = DECISIONS if where in ("assets.yaml", "out") else ALBUM_WORDS
-        kind = rng.choice(sorted(words))
+    def write_words(self, number: int) -> HostileAlbum:
+        """An album of one good photo whose words are those of `word_cases()[number]`."""
+        album = HostileAlbum(folder=self.albums / f"words_{number:03d}")
+        album.folder.mkdir()
+        (album.folder / "good_00.jpg").write_bytes(self.good[0].data)
+        self._write_words(album, *word_cases()[number])
+        return album
+
+    def write_crowd(self, number: int) -> HostileAlbum:
+        """An album of one good photo and this many small ones, each a little different."""
+        album = HostileAlbum(folder=self.albums / "crowd")
+        album.folder.mkdir()
+        (album.folder / "a_good_photo.jpg").write_bytes(self.good[0].data)
+        for index in range(number):
+            name = f"crowd_{index:04d}.png"
+            rng = np.random.default_rng(index)
+            image = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8))
+            (album.folder / name).write_bytes(encode(image, "PNG"))
+            album.inputs.append(BadInput(kind="small", name=name))
+        return album
+
+    def _write_words(self, album: HostileAlbum, where: str, kind: str) -> None:
         album.inputs.append(BadInput(kind=f"{where}: {kind}"))
-        if where == "link":
-            (album.folder / "album.json").symlink_to(self.canary / "album.json")
-        elif where == "out":
-            place = self.out / album.result_name
-            place.mkdir(parents=True)
-            (place / "assets.yaml").write_bytes(words[kind]())
+        place = self.out / album.result_name if where == "out" else album.folder
+        path = place / ("assets.yaml" if where == "out" else where)
+        place.mkdir(parents=True, exist_ok=True)
+        if kind in _NO_FILES:
+            _NO_FILES[kind](path, self.canary)
         else:
-            (album.folder / where).write_bytes(words[kind]())
+            path.write_bytes((DECISIONS if path.suffix == ".yaml" else ALBUM_WORDS)[kind]())
+
+
+_NO_FILES: Mapping[str, Callable[[Path, Path], object]] = {
+    "link out of the album": lambda path, canary: path.symlink_to(canary / path.name),
+    "pipe": lambda path, canary: os.mkfifo(path),
+    "folder": lambda path, canary: path.mkdir(),
+    "link to endless zeros": lambda path, canary: path.symlink_to("/dev/zero"),
+    "terabyte of holes": lambda path, canary: _sparse(path),
+}
+
+
+def word_cases() -> list[tuple[str, str]]:
+    """(file, what is wrong with it) of all hostile words; the file "out" is the result's own assets.yaml."""
+    files = [(name, kind) for name in ("album.json", "gpt4v_response.json") for kind in (*ALBUM_WORDS, *_NO_FILES)]
+    files += [("assets.yaml", kind) for kind in (*DECISIONS, *_NO_FILES)]
+    # Links in the result's folder are its owner's own.
+    return files + [("out", kind) for kind in (*DECISIONS, "pipe", "folder", "terabyte of holes")]

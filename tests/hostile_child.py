@@ -2,9 +2,9 @@
 
     python hostile_child.py JOB.json REPORT.jsonl
 
-JOB: {"calls": [{"arguments": [...]}, ...], "guarded": folder, "out": folder, "limit_s": seconds}. Each line of the report
-is {"code", "out", "err", "crash", "seconds", "peak_mib", "touched"}; `touched` lists what was opened that lies in the
-guarded folder's `canary`, or was opened for writing outside `out`.
+JOB: {"calls": [{"arguments": [...]}, ...], "guarded": folder, "out": folder, "limit_s": seconds}. Each line of the
+report is {"code", "out", "err", "crash", "seconds", "peak_mib", "touched"}; `touched` lists what was opened that lies
+in the guarded folder's `canary`, or was opened for writing outside `out`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _call(arguments: list[str], limit_s: int, watch: _Watch) -> dict[str, Any]:
     from launch.__main__ import main
 
     watch.touched = []
-    files = [tempfile.TemporaryFile() for _ in range(2)]
+    files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - closed below, once read
     saved = [os.dup(number) for number in (1, 2)]
     for number, file in enumerate(files, 1):
         # Decoders in C write past Python's streams.

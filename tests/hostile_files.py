@@ -284,7 +284,7 @@ def special(kind: str) -> HostileFile:
 
 
 def mask(size: tuple[int, int], rng: random.Random) -> HostileFile:
-    """A mask for a photo of (width, height) pixels: of another size or mode, of nothing or of everything, or damaged."""
+    """A mask for a photo of (width, height) pixels: another size or mode, nothing or all of it, or damaged."""
     width, height = size
     half = np.zeros((height, width), np.uint8)
     half[:, : width // 2] = 255

@@ -28,7 +28,8 @@ from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
 from modules.errors import AlbumFailed
 from modules.geometry.body import load_body
-from modules.geometry.body_parts import BODY_PARTS, parts_of_points
+from modules.geometry.body_parts import parts_of_points
+from modules.geometry.fields import FirstColors
 from modules.geometry.template import SurfaceTemplate, load_template, template_files
 from modules.geometry.tet_grid import TetGrid
 from trainer.album_run import BASELINE, SUBJECT, AlbumRun, content_key
@@ -324,13 +325,14 @@ class Pack:
 
         self._distill("texture", ("booth", "geometry"), config, build, write)
 
-    def _first_colors(self, run: AlbumRun, name: str, mesh: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
-        """(V, 3) colours of the album on a subject's surface; None for the baseline, which knows words alone."""
+    def _first_colors(self, run: AlbumRun, name: str, mesh: tuple[torch.Tensor, torch.Tensor]) -> FirstColors | None:
+        """Colours of the album on a subject's surface; None for the baseline, which knows words alone."""
         if name != SUBJECT or self.config.texture.start == "grey":
             return None
         colours, gender = body_colours(run.album), cast("Any", run.album.gender)
-        table = np.array([colours.get(part, np.full(3, np.nan)) for part in BODY_PARTS])
-        return torch.from_numpy(table[parts_of_points(mesh[0].numpy(), load_body(gender))]).float()
+        parts = parts_of_points(mesh[0].numpy(), load_body(gender))
+        plain = torch.from_numpy(colours.is_plain(parts))
+        return FirstColors(torch.from_numpy(colours.at(parts)).float(), plain)
 
     # -- committing ---------------------------------------------------------------------------------------------------
 

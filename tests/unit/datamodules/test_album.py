@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datamodules.album import AlbumConfig, resize_mask
-from datamodules.album_files import AlbumFolder, split_mask_name
+from datamodules.album_files import MAX_ASSETS, AlbumFolder, split_mask_name
 from datamodules.album_reader import read_album
 from datamodules.assets import prepare_assets
 from modules.errors import UserError
@@ -99,6 +99,15 @@ def test_large_photos_are_brought_to_the_working_resolution(write_album) -> None
     assert photo.image.shape == (96, 32, 3)
     assert photo.masks["face"].shape == (96, 32)
     assert photo.masks["face"].all()
+
+
+def test_more_assets_than_anybody_wears_are_refused(write_album) -> None:
+    folder = write_album(("a",), ("face",), None)
+    for number in range(MAX_ASSETS + 3):
+        save_mask(folder / "mask" / f"a_thing {number:02d}.png")
+    album = read_album(folder)
+    assert len(album.asset_names) == MAX_ASSETS
+    assert sum("one asset more than the 40" in item.reason for item in album.set_aside) == 4
 
 
 def test_masks_of_one_asset_under_two_names_are_joined(write_album) -> None:
@@ -211,8 +220,9 @@ def test_photos_beyond_the_maximum_are_set_aside(write_album) -> None:
     assert "album.max_photos" in reasons(album)["c.png"]
 
 
-def test_a_folder_whose_name_is_not_text_is_prepared_all_the_same(write_album, tmp_path: Path) -> None:
-    folder = write_album().rename(tmp_path / os.fsdecode(b"an\xffna"))
+@pytest.mark.parametrize("name", [b"an\xffna", b"an\nna"])
+def test_a_folder_whose_name_is_not_text_is_prepared_all_the_same(name: bytes, write_album, tmp_path: Path) -> None:
+    folder = write_album().rename(tmp_path / os.fsdecode(name))
     prepared = prepare_assets(read_album(folder), tmp_path / "out")
     assert prepared.name == "an?na"
 

@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.album_colours import asset_colour, body_colours
 from datamodules.assets import PreparedAlbum
+from modules.geometry.body_parts import BODY_PARTS
 
 SKIN, HAIR, RED, BLUE = ((200, 150, 120), (40, 30, 20), (210, 20, 30), (20, 30, 200))
 
@@ -57,8 +58,18 @@ def test_an_assets_colour_is_the_median_over_photos_without_the_rim() -> None:
     assert asset_colour(prepared, "shirt") is None
 
 
+def test_the_lit_side_is_the_brighter_half() -> None:
+    prepared = album(face=SKIN)
+    prepared.images[:, :4] = prepared.images[:, :4] // 2
+    lit, whole = asset_colour(prepared, "face", lit=True), asset_colour(prepared, "face")
+    np.testing.assert_allclose(lit, seen(SKIN), atol=0.01)  # type: ignore[arg-type]
+    prepared.images[:, :7] = prepared.images[:, :7] // 2
+    assert (asset_colour(prepared, "face") < whole).all()  # type: ignore[operator]
+
+
 def test_garments_cover_what_they_cover_and_skin_the_rest() -> None:
-    colours = body_colours(album(face=SKIN, haircut=HAIR, **{"t-shirt": RED}, shorts=BLUE))
+    found = body_colours(album(face=SKIN, haircut=HAIR, **{"t-shirt": RED}, shorts=BLUE))
+    colours = found.of_part
     expected = {
         "face": SKIN,
         "neck": SKIN,
@@ -73,21 +84,26 @@ def test_garments_cover_what_they_cover_and_skin_the_rest() -> None:
     assert set(colours) == set(expected)
     for part, colour in expected.items():
         np.testing.assert_allclose(colours[part], seen(colour), atol=0.01, err_msg=part)  # type: ignore[index]
+    assert found.plain == {"face", "neck", "hands", "scalp", "forearms", "shins"}
+    parts = np.array([BODY_PARTS.index("feet"), BODY_PARTS.index("torso"), BODY_PARTS.index("hands")])
+    assert np.isnan(found.at(parts)[0]).all()
+    np.testing.assert_allclose(found.at(parts)[1], seen(RED), atol=0.01)
+    assert found.is_plain(parts).tolist() == [False, False, True]
 
 
 def test_a_jacket_is_worn_over_a_shirt() -> None:
-    colours = body_colours(album(face=SKIN, shirt=RED, jacket=BLUE))
+    colours = body_colours(album(face=SKIN, shirt=RED, jacket=BLUE)).of_part
     np.testing.assert_allclose(colours["torso"], seen(BLUE), atol=0.01)
 
 
 def test_unknown_names_leave_their_limbs_unknown() -> None:
-    colours = body_colours(album(face=SKIN, kimono=RED))
+    colours = body_colours(album(face=SKIN, kimono=RED)).of_part
     assert set(colours) == {"face", "neck", "hands", "scalp"}
 
 
 def test_what_is_said_in_words_is_not_taken_from_the_photos() -> None:
     prepared = dataclasses.replace(album(face=SKIN, shirt=RED, trousers=BLUE), in_words=("shirt",))
-    colours = body_colours(prepared)
+    colours = body_colours(prepared).of_part
     assert "torso" not in colours
     assert "forearms" not in colours
     assert "thighs" in colours
@@ -95,5 +111,5 @@ def test_what_is_said_in_words_is_not_taken_from_the_photos() -> None:
 
 @pytest.mark.parametrize("name", ["haircut", "cap"])
 def test_a_head_is_bare_only_without_hair_and_cap(name: str) -> None:
-    np.testing.assert_allclose(body_colours(album(face=SKIN))["scalp"], seen(SKIN), atol=0.01)
-    np.testing.assert_allclose(body_colours(album(face=SKIN, **{name: HAIR}))["scalp"], seen(HAIR), atol=0.01)
+    np.testing.assert_allclose(body_colours(album(face=SKIN)).of_part["scalp"], seen(SKIN), atol=0.01)
+    np.testing.assert_allclose(body_colours(album(face=SKIN, **{name: HAIR})).of_part["scalp"], seen(HAIR), atol=0.01)

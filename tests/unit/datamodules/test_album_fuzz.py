@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,11 +26,12 @@ from datamodules.assets import prepare_assets
 from datamodules.images import ImageError, decode_mask, decode_photo
 from modules.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF", "AVIF")
 CONFIG = AlbumConfig(working_resolution=32, max_pixels=200_000, min_side_px=1)
 
 
 def _samples() -> dict[str, bytes]:
+    pillow_heif.register_heif_opener()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6

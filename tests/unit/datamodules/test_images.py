@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
+import datamodules.images
 from datamodules.images import ImageError, decode_mask, decode_photo
+from tests.hostile_files import special
 
 LIMIT = 1_000_000
 
@@ -274,3 +276,42 @@ def test_mask_in_the_alpha_channel() -> None:
 def test_black_mask_is_empty() -> None:
     assert not decode_mask(encode(Image.new("L", (24, 32))), max_pixels=LIMIT).any()
     assert not decode_mask(encode(Image.fromarray(np.zeros((32, 24), np.uint16))), max_pixels=LIMIT).any()
+
+
+def test_tiles_larger_than_the_photo_are_refused_before_they_are_decoded() -> None:
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="declares tiles of 30000 x 30000 pixels"):
+        decode_photo(special("TIFF tile bomb").data, max_pixels=LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_numbers_beyond_all_bounds_are_white_and_nothing_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    values = np.array([[0, 0.5, 1, 3e38], [np.nan, -3e38, np.inf, 255]], np.float32)
+    data = encode(Image.fromarray(np.kron(values, np.ones((4, 4), np.float32))), "TIFF")
+    assert decode(data)[::4, ::4, 0].tolist() == [[0, 1, 1, 255], [0, 0, 1, 255]]
+    assert capfd.readouterr().err == ""
+
+
+def test_decoders_say_nothing_of_their_own(scene: Image.Image, capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(encode(scene, "TIFF", compression="tiff_adobe_deflate"))
+    packed = data.index(b"x\x9c")
+    data[packed + 2 : packed + 12] = b"\xff" * 10
+    with pytest.raises(ImageError, match="is damaged or cut off"):
+        decode(bytes(data))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16", "F"])
+def test_large_photos_are_converted_in_parts_with_the_same_result(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (50, 30)).astype(np.uint8)
+    image = Image.fromarray(grey)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(grey.astype(np.uint16) * 200 if mode == "I;16" else grey.astype(np.float32) / 255)
+    else:
+        image = image.convert(mode)
+    data = encode(image, "TIFF" if mode in ("CMYK", "F") else "PNG")
+    photo, mask = decode(data), decode_mask(data, max_pixels=LIMIT)
+    monkeypatch.setattr(datamodules.images, "_BAND_PIXELS", 7 * 30)
+    np.testing.assert_array_equal(decode(data), photo)
+    np.testing.assert_array_equal(decode_mask(data, max_pixels=LIMIT), mask)
