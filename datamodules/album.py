@@ -50,7 +50,7 @@ class AlbumConfig:
     view_vocabulary: ViewVocabulary = "eight"
     photo_fraction: float = 1.0
     descriptions: Literal["short", "long"] = "short"
-    min_view_confidence: float = 0.6
+    min_view_confidence: float = 0.7
     segmentor: SegmentorConfig = field(default_factory=SegmentorConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)

@@ -270,6 +270,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             overrides = [*taken, *overrides]
             if len(taken) == len(words):
                 parser.error(f"the following arguments are required: {name.upper()}")
+    if isinstance(weights := getattr(arguments, "weights", None), str) and OVERRIDE.fullmatch(weights):
+        # The same for an optional word.
+        arguments.weights = None
+        overrides = [weights, *overrides]
     arguments.overrides = overrides
     return arguments
 

@@ -118,7 +118,7 @@ def _overlaps(confusion: np.ndarray) -> dict[str, Any]:
 
 
 def score_parser(
-    network: ParserNetwork, pictures: Mapping[str, np.ndarray], *, confident: float = 0.6
+    network: ParserNetwork, pictures: Mapping[str, np.ndarray], *, confident: float = 0.7
 ) -> dict[str, Any]:
     """Scores on pictures as `held_out_pictures` draws them.
 

@@ -30,7 +30,7 @@ class ParserCardConfig:
     num_people: int = 96
     per_person: int = 8
     resolution: int = 192
-    min_confidence: float = 0.6
+    min_confidence: float = 0.7
     num_shown: int = 24
 
     def __post_init__(self) -> None:

@@ -110,6 +110,12 @@ def test_overrides_may_stand_behind_each_list_of_folders():
     assert sorted(arguments.overrides) == ["num_seeds=2", "seed=1"]
 
 
+def test_an_override_is_no_weights():
+    arguments = command_line.parse(["card", "--part", "parser", "num_people=2", "per_person=3"])
+    assert (arguments.weights, sorted(arguments.overrides)) == (None, ["num_people=2", "per_person=3"])
+    assert command_line.parse(["card", "weights/mini", "num_people=2"]).weights == "weights/mini"
+
+
 @pytest.mark.parametrize("words", ["likeness seed=1", "likeness a --album seed=1", "ablate seed=1", "check seed=1"])
 def test_overrides_are_no_folders(words, capsys):
     with pytest.raises(SystemExit):
