@@ -27,7 +27,7 @@ class ParserCardConfig:
     min_confidence: views that are said with less do not count as said. num_shown: pictures on the sheet.
     """
 
-    num_people: int = 96
+    num_people: int = 40
     per_person: int = 8
     resolution: int = 192
     min_confidence: float = 0.7
