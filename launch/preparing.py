@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from trainer.pipeline import AlbumResult
 
 _EXIT_FAILED = 1
+_MAX_NAME_BYTES = 255
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -26,6 +28,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     albums = [Path(album) for album in arguments.album]
     if arguments.name and len(albums) > 1:
         raise UserError("--name fits one album only: leave it out, and each result has its album's name.")
+    if arguments.name and len(os.fsencode(arguments.name)) > _MAX_NAME_BYTES:
+        raise UserError(f"--name has more than {_MAX_NAME_BYTES} bytes, which no folder's name can have: shorten it.")
     for album in albums:
         if not album.is_dir():
             raise UserError(one_line(f"{album} is not a folder: give the folder that holds the album's photos."))

@@ -167,7 +167,7 @@ def run(place: Path, albums: Sequence[HostileAlbum], settings: Sequence[str], *,
 def test_a_hundred_bad_inputs(tmp_path: Path, good_photos: list[GoodPhoto], parser: Path) -> None:
     maker = AlbumMaker(tmp_path / "place", good_photos, tmp_path / "place" / "out")
     albums = [maker.write(index, 20) for index in (0, 1, 2, 3, 5, 7)]
-    settings = [f"album.segmentor.weights={parser}", "album.working_resolution=128", "album.segmentor.photo_px=256"]
+    settings = [f"album.segmentor.weights={parser}", "album.working_resolution=128", "album.max_pixels=4000000"]
     ends = run(tmp_path / "place", albums, settings, limit_s=60)
     assert sum(len(album.inputs) for album in albums) >= 120
     assert sum(end["prepared"] for end in ends) >= 3

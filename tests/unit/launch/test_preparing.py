@@ -30,6 +30,12 @@ def test_an_album_that_fails_under_any_name_is_one_line(
     assert "has no masks" in said
 
 
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(tmp_path), "--out", str(tmp_path / "out"), f"--name={'n' * 300}"]) == 2
+    assert capsys.readouterr().err.startswith("--name has more than 255 bytes")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", str(tmp_path / "a\x1b[2Jb"), "--out", str(tmp_path / "out")]) == 2
     assert "a\\x1b[2Jb is not a folder" in capsys.readouterr().err
