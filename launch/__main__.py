@@ -26,7 +26,7 @@ from launch.composition import add_verbs as add_composition_verbs
 from launch.farm.verbs import add_verbs as add_farm_verbs
 from launch.importing import add_verb as add_import_verb
 from launch.preparing import add_verbs as add_preparing_verbs
-from launch.results import print_results
+from launch.results import one_line, print_results
 from launch.review.verb import add_verb as add_review_verb
 from launch.slurm import add_verbs as add_slurm_verbs
 from launch.tuning_verb import add_verb as add_tune_verb
@@ -332,7 +332,7 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 
 def _end(message: str, code: int) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(one_line(" ".join(message.split())), file=sys.stderr)
     return code
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.results import one_line
 from modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,11 +54,6 @@ def _print(results: Sequence[AlbumResult]) -> bool:
         sheet = result.folder / "assets" / "assets.png"
         print(one_line(f"  look at {sheet}; change it with: python -m launch review {result.folder}"))
     return all(result.failed is None for result in results)
-
-
-def one_line(text: str) -> str:
-    """Text in which a name from somebody's disk breaks no line and gives the terminal no orders."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def summary(album: PreparedAlbum) -> list[str]:

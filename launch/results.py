@@ -21,8 +21,13 @@ def print_results(results: Sequence[AlbumResult]) -> bool:
 
         print(metrics_table(mean_metrics(measured)))
     for result in finished:
-        print(f"Avatar: {result.folder / 'avatar.glb'}  Report: {result.folder / 'report.html'}")
+        print(one_line(f"Avatar: {result.folder / 'avatar.glb'}  Report: {result.folder / 'report.html'}"))
     for result in results:
         if result.failed is not None:
-            print(f"Album {result.name}: {result.failed}.", file=sys.stderr)
+            print(one_line(f"Album {result.name}: {result.failed}."), file=sys.stderr)
     return len(finished) == len(results)
+
+
+def one_line(text: str) -> str:
+    """Text in which a name from somebody's disk breaks no line and gives the terminal no orders."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from trainer.config import RunConfig
 
 Until = Literal["assets", "booth", "geometry", "texture"]
+# Bytes that file systems take, less what a temporary name adds.
+_LONGEST_NAME = 240
 CONFIG, REPORT = "config.yaml", "report.html"
 RESULTS = ("avatar.glb", "turntable.mp4", "turntable.png", REPORT)
 
@@ -131,8 +133,8 @@ def check_names(names: Sequence[str], out: Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"Two albums would both be written to {out / name}: give them different names.")
-        if name in ("", ".", "..") or "/" in name or name.startswith("."):
-            raise UserError(f"{name!r} cannot be an output folder's name: use --name with letters and digits.")
+        if name in ("", ".", "..") or "/" in name or name.startswith(".") or len(os.fsencode(name)) > _LONGEST_NAME:
+            raise UserError(f"{name[:80]!r} cannot be an output folder's name: use --name with letters and digits.")
 
 
 def conclude(run: AlbumRun, config: RunConfig) -> AlbumResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.preparing import one_line
+from launch.results import one_line
 
 
 def test_every_name_becomes_one_printable_line() -> None:
