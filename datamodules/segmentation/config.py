@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.asset_names import PERSON, canonical_asset
+from datamodules.asset_names import CANONICAL_ASSETS, GLASSES, PERSON, canonical_asset
 
 SegmentorMethod = Literal["auto", "given", "mini", "grounded_sam"]
 
@@ -28,22 +28,8 @@ class GroundedSamConfig:
     box_threshold: float = 0.20
     text_threshold: float = 0.25
     face_threshold: float = 0.35
-    prompts: tuple[str, ...] = (
-        "face",
-        "hair",
-        "t-shirt",
-        "shirt",
-        "jumper",
-        "jacket",
-        "tank top",
-        "dress",
-        "skirt",
-        "shorts",
-        "trousers",
-        "shoes",
-        "cap",
-        "glasses",
-    )
+    # GroundingDINO knows "hair" better than "haircut"; the name that is kept is the same.
+    prompts: tuple[str, ...] = (*("hair" if name == "haircut" else name for name in CANONICAL_ASSETS), GLASSES)
     batch_size: int = 4
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
