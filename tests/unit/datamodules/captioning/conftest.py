@@ -117,7 +117,7 @@ def server() -> Iterator[Server]:
 
         def handle(self) -> None:
             # A client that gives up closes its end while this one still speaks.
-            with suppress(OSError):
+            with suppress(OSError, IndexError, ValueError):
                 path = self.rfile.readline().split()[1].decode()
                 headers = {}
                 while line := self.rfile.readline().strip():
