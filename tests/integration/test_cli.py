@@ -91,8 +91,10 @@ def text_as_photo(album: Path, folder: Path) -> Path:
     return folder
 
 
-def no_masks(album: Path, folder: Path) -> Path:
+def nobody(album: Path, folder: Path) -> Path:
     shutil.copytree(album, folder, ignore=shutil.ignore_patterns("mask"))
+    for photo in (folder / "image").iterdir():
+        Image.new("RGB", (96, 96), (128, 128, 128)).save(photo)
     return folder
 
 
@@ -116,11 +118,11 @@ def half_a_truth(album: Path, folder: Path) -> Path:
         (empty_folder, "holds no photos"),
         (no_photos, "holds no photos"),
         (text_as_photo, "photo"),
-        (no_masks, "mask"),
+        (nobody, "0 usable photos"),
         (broken_description, "album.json"),
         (half_a_truth, "labels.json"),
     ],
-    ids=["missing", "file", "empty", "no_photos", "text_as_photo", "no_masks", "description", "truth"],
+    ids=["missing", "file", "empty", "no_photos", "text_as_photo", "nobody", "description", "truth"],
 )
 def test_album_that_cannot_be_used(
     make: Callable[[Path, Path], Path], part: str, albums: list[Path], backbone: Path, tmp_path: Path, run_here

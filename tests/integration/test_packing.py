@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.pipeline as pipeline
+import trainer.prepare_stage as prepare_stage
 from datamodules.assets import PreparedAlbum, load_assets
 from modules.avatar import TextureStage
 from modules.diffusion.backbone import Backbone
@@ -223,7 +223,7 @@ def test_the_last_of_a_pack_is_tried_without_the_room_of_the_others(
     def poisoned(folder: Path) -> PreparedAlbum:
         return without_masks(folder) if folder.parent.name == "woman" else load_assets(folder)
 
-    monkeypatch.setattr(pipeline, "load_assets", poisoned)
+    monkeypatch.setattr(prepare_stage, "load_assets", poisoned)
     rooms = []
 
     def short(distiller: Distiller) -> bool:
@@ -307,7 +307,7 @@ def test_albums_without_masks_or_with_latents_that_are_no_numbers_leave(
 
     posterior = Backbone.posterior
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "load_assets", poisoned)
+        patch.setattr(prepare_stage, "load_assets", poisoned)
         patch.setattr(Backbone, "posterior", overflowing)
         results = run_pack([blank, broken, albums[1]], config_of(out, backbone))
     reasons = {result.name: result.failed for result in results}
@@ -327,7 +327,7 @@ def test_albums_without_masks_or_with_latents_that_are_no_numbers_leave(
 def test_a_pack_of_bad_albums_ends_without_training(
     albums: list[Path], backbone: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline, "load_assets", without_masks)
+    monkeypatch.setattr(prepare_stage, "load_assets", without_masks)
     results = run_pack(albums, config_of(out, backbone))
     assert ["no photo shows any asset" in str(result.failed) for result in results] == [True, True]
     assert leftovers(out) == []
