@@ -193,9 +193,10 @@ def test_two_thousand_bad_inputs(tmp_path: Path, good_photos: list[GoodPhoto], p
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(NUM_ALBUMS < 100, reason="a minute and a half, left out where HOSTILE_ALBUMS is small")
 def test_thousands_of_small_files(tmp_path: Path, good_photos: list[GoodPhoto], parser: Path) -> None:
     maker = AlbumMaker(tmp_path / "place", good_photos, tmp_path / "place" / "out")
-    album = maker.write_crowd(30 * NUM_ALBUMS)
+    album = maker.write_crowd(3000)
     end = run(tmp_path / "place", [album], [f"album.segmentor.weights={parser}"], limit_s=600)[0]
     assert end["prepared"]
-    assert end["out"].count("set aside: crowd_") >= 29 * NUM_ALBUMS
+    assert end["out"].count("set aside: crowd_") >= 2900
