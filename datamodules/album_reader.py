@@ -35,7 +35,7 @@ from datamodules.asset_names import PERSON, order_assets
 from datamodules.assistants import Assistants
 from datamodules.bare_photos import BarePhoto, segment_photos
 from datamodules.captioning.captioner import CaptionRequest
-from datamodules.images import PHOTO_SUFFIXES, decode_mask, decode_photo
+from datamodules.images import PHOTO_SUFFIXES, DecodedPhoto, decode_mask, decode_photo
 from datamodules.overridden_album import apply_overrides
 from datamodules.overrides import OVERRIDES_FILE, AlbumOverrides, merge_overrides, parse_overrides
 from modules.errors import UserError
@@ -146,11 +146,14 @@ class _Reader:
         path = self.folder / OVERRIDES_FILE
         if not os.path.lexists(path):
             return AlbumOverrides()
+        return parse_overrides(path, self._text_file(path), self.config.view_vocabulary)
+
+    def _text_file(self, path: Path) -> bytes:
+        """The bytes of a file without which the album cannot be understood. Raises UserError with its name."""
         try:
-            data = self.files.read(path)
+            return self.files.read(path)
         except UserError as error:
             raise UserError(f"{path} {error}") from None
-        return parse_overrides(path, data, self.config.view_vocabulary)
 
     def _with_bare(
         self, photos: list[Photo], bare: Sequence[str], files: dict[str, Path], description: AlbumDescription
@@ -191,14 +194,14 @@ class _Reader:
 
     def _decode(self, path: Path, fit_px: int) -> np.ndarray:
         """Pixels of a photo, its longer side at most `fit_px`. Raises UserError for what cannot be used."""
-        decoded = decode_photo(self.files.read(path), max_pixels=self.config.max_pixels, fit_px=fit_px)
+        return self._decoded(self.files.read(path), fit_px).pixels
+
+    def _decoded(self, data: bytes, fit_px: int) -> DecodedPhoto:
+        decoded = decode_photo(data, max_pixels=self.config.max_pixels, fit_px=fit_px)
         size = (decoded.source_width_px, decoded.source_height_px)
         if min(size) < self.config.min_side_px:
-            raise UserError(self._too_small(size))
-        return decoded.pixels
-
-    def _too_small(self, size: tuple[int, int]) -> str:
-        return f"has only {size[0]} x {size[1]} pixels; the short side needs {self.config.min_side_px}"
+            raise UserError(f"has only {size[0]} x {size[1]} pixels; the short side needs {self.config.min_side_px}")
+        return decoded
 
     def _refuse(self, name: str, reason: str) -> None:
         self.set_aside.append(SetAside(_printable(name), reason))
@@ -213,11 +216,7 @@ class _Reader:
         if len(present) == 2:
             self.notes.append(f"both {ALBUM_FILE} and {REFERENCE_FILE} are present; only {ALBUM_FILE} was read")
         path = self.folder / present[0]
-        try:
-            data = self.files.read(path)
-        except UserError as error:
-            raise UserError(f"{path} {error}") from None
-        return parse_description(path, data, self.config.view_vocabulary)
+        return parse_description(path, self._text_file(path), self.config.view_vocabulary)
 
     def _photo_files(self) -> dict[str, Path]:
         """Stem (NFC) to file, in the order of names."""
@@ -263,17 +262,13 @@ class _Reader:
         if not masks:
             self._refuse(path.name, f"has no mask; masks are named {_LAYOUT}")
             return None
-        config = self.config
         try:
             data = self.files.read(path)
-            decoded = decode_photo(data, max_pixels=config.max_pixels, fit_px=config.working_resolution)
+            decoded = self._decoded(data, self.config.working_resolution)
         except UserError as error:
             self._refuse(path.name, str(error))
             return None
         size = (decoded.source_width_px, decoded.source_height_px)
-        if min(size) < config.min_side_px:
-            self._refuse(path.name, self._too_small(size))
-            return None
         self._hash(path.name, data)
         found: dict[str, np.ndarray] = {}
         for asset, mask_path in masks:

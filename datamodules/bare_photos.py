@@ -16,6 +16,7 @@ from PIL import Image
 from datamodules.album import AlbumConfig, Photo, SetAside
 from datamodules.asset_names import GLASSES, order_assets
 from datamodules.overrides import AlbumOverrides, photo_key
+from datamodules.segmentation.classes import HEAD_CLASSES
 from datamodules.segmentation.segmentor import Box, Parts, PersonFound, Segmentor
 from datamodules.selection import choose_subject, exposure_problem, find_duplicates, perceptual_hash
 from datamodules.views import parse_view
@@ -26,7 +27,6 @@ from modules.geometry.camera import Framing
 _SMALL = 0.7
 # Height of the head as a fraction of what is seen of the person.
 _WHOLE_BODY_HEAD, _HEAD_ALONE = 0.24, 0.52
-_HEAD = ("face", "haircut", "cap", GLASSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,11 @@ class _Cut:
         return max(1, round(self.box.height * scale)), max(1, round(self.box.width * scale))
 
     def pixels(self) -> np.ndarray:
+        return self._pixels
+
+    @functools.cached_property
+    def _pixels(self) -> np.ndarray:
+        # Kept: it is asked for several times, and becomes the album's image in the end.
         photo = self.look.photo.decode(self.config.segmentor.photo_px)
         box, (height, width) = self.box, self.size
         cut = np.ascontiguousarray(photo[box.top : box.bottom, box.left : box.right])
@@ -226,7 +231,7 @@ def framing_of(masks: Mapping[str, np.ndarray], person: np.ndarray) -> Framing |
     rows = np.flatnonzero(person.any(1))
     # Long hair reaches down the back: where there is a face or a cap, its lower end is the head's.
     firm = [masks[name] for name in ("face", "cap", GLASSES) if name in masks]
-    head = [masks[name] for name in _HEAD if name in masks]
+    head = [masks[name] for name in HEAD_CLASSES if name in masks]
     if not len(rows) or not head:
         return None
     top = min(int(np.flatnonzero(mask.any(1))[0]) for mask in head)

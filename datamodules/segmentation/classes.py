@@ -25,6 +25,8 @@ COARSE_PARTS: dict[str, tuple[str, ...]] = {
     "glasses": (GLASSES,),
     "skin": ("skin",),
 }
+# What a head is made of.
+HEAD_CLASSES: tuple[str, ...] = ("face", "haircut", "cap", GLASSES)
 # Order of the view head's outputs.
 VIEW_CLASSES: tuple[str, ...] = (*EIGHT_VIEWS, "overhead")
 

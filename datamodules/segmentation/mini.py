@@ -17,8 +17,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, label
 from skimage.color import rgb2lab
 
-from datamodules.asset_names import GLASSES
-from datamodules.segmentation.classes import COARSE_PARTS, FINE_CLASSES, VIEW_CLASSES, coarse_table
+from datamodules.segmentation.classes import COARSE_PARTS, FINE_CLASSES, HEAD_CLASSES, VIEW_CLASSES, coarse_table
 from datamodules.segmentation.config import SegmentorConfig
 from datamodules.segmentation.segmentor import Box, Cut, Parts, PersonFound
 from datamodules.selection import sharpness
@@ -36,7 +35,7 @@ _SPECK = 0.03
 
 _INDEX = {name: index for index, name in enumerate(FINE_CLASSES)}
 _GARMENT_PARTS = ("upper", "lower", "dress")
-_HEAD = [_INDEX[name] for name in ("face", "haircut", "cap", GLASSES)]
+_HEAD = [_INDEX[name] for name in HEAD_CLASSES]
 _MIRRORED_VIEWS = [0, 7, 6, 5, 4, 3, 2, 1, 8]
 
 

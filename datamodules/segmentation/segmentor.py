@@ -83,7 +83,7 @@ class Segmentor(Protocol):
 
 
 class Cut(Protocol):
-    """A photo, cut to the subject; read anew whenever it is asked for, so that an album need not fit into memory."""
+    """A photo, cut to the subject and brought to the working resolution."""
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8 sRGB."""
