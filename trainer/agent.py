@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,25 +30,33 @@ def main(words: Sequence[str]) -> int:
     endpoint, *arguments = words
     host, port = endpoint.rsplit(":", 1)
     store = TCPStore(host, int(port), is_master=False, wait_for_workers=False)
-    asked = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, _end)
-    threading.Thread(target=_watch, args=(store, asked), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(store, asked, ended), daemon=True)
+    watcher.start()
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-conf=is_host=0"]
     try:
         torchrun(["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *meeting, *arguments])
     except SignalException as error:
         return 0 if asked.is_set() else 128 + error.sigval
+    finally:
+        # A thread that is inside of the store when the interpreter ends is unwound through C++, which aborts.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ended.set()
+        watcher.join()
     return 0
 
 
-def _watch(store: TCPStore, asked: threading.Event) -> None:
+def _watch(store: TCPStore, asked: threading.Event, ended: threading.Event) -> None:
     try:
         while not store.check([STOP_KEY]):
-            time.sleep(_LOOK_EVERY_S)
+            if ended.wait(_LOOK_EVERY_S):
+                return
     except RuntimeError:
         pass  # Nobody waits any more.
     asked.set()
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not ended.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end(number: int, frame: Any) -> None:

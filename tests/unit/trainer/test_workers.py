@@ -88,6 +88,26 @@ def test_being_asked_is_no_error_of_an_agent(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
 
 
+def test_an_agent_leaves_no_thread_inside_of_the_store(tmp_path: Path) -> None:
+    # One that is there when the interpreter ends aborts the process, now and then.
+    script = tmp_path / "agent_that_tells.py"
+    script.write_text(
+        "import sys, threading\n"
+        "from trainer import agent\n"
+        "code = agent.main(sys.argv[1:])\n"
+        "print([thread.name for thread in threading.enumerate() if '_watch' in thread.name])\n"
+        "sys.exit(code)\n"
+    )
+    worker = tmp_path / "worker_of_a_moment.py"
+    worker.touch()
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    command = workers._agents(RuntimeConfig(), store.port)
+    command[command.index("-m") : command.index("-m") + 2] = [str(script)]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(worker)], env=variables, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stdout
+
+
 def test_agents_end_with_whoever_waits_for_them(tmp_path: Path) -> None:
     process, store = start(tmp_path)
     del store
