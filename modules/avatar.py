@@ -7,7 +7,6 @@ albedo. Subjects share UNet calls and nothing else.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.avatar_config import GeometryConfig, TextureConfig
-from modules.geometry.fields import Anchor, ColorField, FirstColors, fit_colors, make_color_field
+from modules.geometry.fields import ColorField, fit_colors, make_color_field
 from modules.geometry.marching_tets import crossed_tets, extract_mesh
 from modules.geometry.regularizers import eikonal, laplacian_smoothness, normal_consistency
 from modules.geometry.sdf_field import SdfField
@@ -144,33 +143,23 @@ class TextureStage(GuidedStage):
         self,
         *args: Any,
         meshes: Sequence[tuple[Tensor, Tensor]],
-        first_colors: Sequence[FirstColors | None] | None = None,
+        first_colors: Sequence[Tensor | None] | None = None,
         **kwargs: Any,
     ) -> None:
-        """first_colors: of each subject, for its mesh's vertices; None starts grey."""
+        """first_colors: (V, 3) of each subject, for its mesh's vertices, NaN where unknown; None starts grey."""
         super().__init__(*args, **kwargs)
         self.meshes = list(meshes)
         # One box for the whole pack would make a field depend on its neighbours' sizes, so each subject has its own.
         self.fields = nn.ModuleList(self._new_field(subject) for subject in range(len(self.meshes)))
-        # Keyed by the subject, since the baseline has none.
-        self.anchors = nn.ModuleDict()
-        for subject, first in enumerate(first_colors or ()):
-            if first is not None:
-                self._start(subject, first)
+        for subject, colors in enumerate(first_colors or ()):
+            if colors is not None:
+                fit_colors(cast("ColorField", self.fields[subject]), self.meshes[subject][0], colors)
 
     def _new_field(self, subject: int) -> ColorField:
         vertices = self.meshes[subject][0]
         lower, upper = vertices.min(0).values - 0.05, vertices.max(0).values + 0.05
         seeds = [self.subjects[subject].seed]
         return make_color_field(self.config.color, 1, lower.numpy(), upper.numpy(), seeds=seeds)
-
-    def _start(self, subject: int, first: FirstColors) -> None:
-        vertices, field = self.meshes[subject][0], cast("ColorField", self.fields[subject])
-        fit_colors(field, vertices, first.colors)
-        if self.config.album_share and bool(first.plain.any()):
-            place = self._new_field(subject)
-            fit_colors(place, vertices, first.plain[:, None].float().expand(-1, 3))
-            self.anchors[str(subject)] = Anchor(copy.deepcopy(field), place, self.config.album_share)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(
@@ -179,8 +168,7 @@ class TextureStage(GuidedStage):
 
     def color(self, subject: int, points: Tensor) -> Tensor:
         """Albedo (P, 3) in [0, 1] at points (P, 3) in metres."""
-        color = self.fields[subject](points, 0)
-        return self.anchors[str(subject)](points, color) if str(subject) in self.anchors else color
+        return self.fields[subject](points, 0)
 
     def detached_color(self, subject: int, points: Tensor) -> Tensor:
         """`color` without a gradient, for baking."""

@@ -102,8 +102,8 @@ class TextureConfig:
     shading: "unlit" shows the model the bare albedo; "random" lights the surface at random in every view, so that the
     model's light need not be stored in the albedo.
     start: "album" gives each part of the body the colour that it has in the photos before the first step; "grey" none.
-    album_share: how much of the colour of small and bare parts (face, hair, hands, feet, bare limbs) stays the album's,
-    in [0, 1]: a model that knows whole people only paints them grey. 0 leaves them to the model.
+    album_share: how much of the album's colour each asset's region takes in the end, in [0, 1]: a model that is too
+    small for garments' borders and for faces, hands and feet paints them soft and grey. 0 leaves all to the model.
     refinement_steps: of the solver that fits the baked texels to renders of the field; 0 leaves the plain bake.
     """
 
@@ -132,8 +132,6 @@ class TextureConfig:
             raise ValueError(f"lr must be positive, found {self.lr}")
         if not 0 <= self.album_share <= 1:
             raise ValueError(f"album_share must lie in [0, 1], found {self.album_share}")
-        if self.album_share and self.start == "grey":
-            raise ValueError('album_share needs the album\'s colours: set start to "album"')
         if self.texture_size < 16:
             raise ValueError(f"texture_size must be at least 16, found {self.texture_size}")
         if self.refinement_steps < 0:

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from datamodules.album_colours import body_colours
 from datamodules.puzzlebooth import BackboneShape, subject_of
 from modules.contracts import Subject
 from modules.diffusion.attention import capture_side
@@ -27,11 +26,9 @@ from modules.diffusion.backbone import Backbone
 from modules.diffusion.personalization import Personalization
 from modules.diffusion.routing import NO_ALBUM
 from modules.errors import AlbumFailed
-from modules.geometry.body import load_body
-from modules.geometry.body_parts import parts_of_points
-from modules.geometry.fields import FirstColors
 from modules.geometry.template import SurfaceTemplate, load_template, template_files
 from modules.geometry.tet_grid import TetGrid
+from trainer.album_coloring import ColorFn, finish_colors, start_colors
 from trainer.album_run import BASELINE, SUBJECT, AlbumRun, content_key
 from trainer.artifacts import folder_errors, write_json
 from trainer.backbone_hash import hash_backbone
@@ -44,6 +41,7 @@ from trainer.tracking import Tracked, tracked_albums
 from trainer.visuals import VISUALS_NAME
 
 if TYPE_CHECKING:
+    from datamodules.assets import PreparedAlbum
     from modules.avatar_config import GeometryConfig, TextureConfig
     from trainer.config import RunConfig
 
@@ -303,19 +301,27 @@ class Pack:
 
         config = self.config.texture
         meshes: list[tuple[torch.Tensor, torch.Tensor]] = []
+        albums: list[PreparedAlbum | None] = []
 
         def build(chosen: Sequence[tuple[AlbumRun, str, Subject]]) -> TextureStage:
             for run, name, _ in chosen:
                 with np.load(run.stage("geometry").output(f"{name}.npz")) as file:
                     meshes.append((torch.from_numpy(file["vertices"]), torch.from_numpy(file["faces"]).long()))
-            first = [self._first_colors(run, name, mesh) for (run, name, _), mesh in zip(chosen, meshes, strict=True)]
+            # The baseline knows words alone.
+            albums.extend(run.album if name == SUBJECT else None for run, name, _ in chosen)
+            first = [
+                start_colors(album, mesh[0], config) if album is not None else None
+                for album, mesh in zip(albums, meshes, strict=True)
+            ]
             arguments = self._distillation_arguments(chosen, config)
             return TextureStage(**arguments, config=config, meshes=meshes, first_colors=first)
 
         def write(module: TextureStage, index: int, path: Path) -> None:
             vertices, faces = (values.numpy() for values in meshes[index])
             vertices, faces = decimate(vertices, faces, config.max_faces)
-            color = partial(module.detached_color, index)
+            color: ColorFn = partial(module.detached_color, index)
+            if (album := albums[index]) is not None:
+                color = finish_colors(album, meshes[index][0], color, config)
             baked = bake_refined(vertices, faces, color, config.texture_size, refinement_steps=config.refinement_steps)
             mesh, prefix = baked.mesh, "" if path.stem == SUBJECT else f"{path.stem}_"
             self._metrics.setdefault(path.parent, {}).update(
@@ -324,15 +330,6 @@ class Pack:
             np.savez_compressed(path, vertices=mesh.vertices, faces=mesh.faces, uv=mesh.uv, texture=mesh.texture)
 
         self._distill("texture", ("booth", "geometry"), config, build, write)
-
-    def _first_colors(self, run: AlbumRun, name: str, mesh: tuple[torch.Tensor, torch.Tensor]) -> FirstColors | None:
-        """Colours of the album on a subject's surface; None for the baseline, which knows words alone."""
-        if name != SUBJECT or self.config.texture.start == "grey":
-            return None
-        colours, gender = body_colours(run.album), cast("Any", run.album.gender)
-        parts = parts_of_points(mesh[0].numpy(), load_body(gender))
-        plain = torch.from_numpy(colours.is_plain(parts))
-        return FirstColors(torch.from_numpy(colours.at(parts)).float(), plain)
 
     # -- committing ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ field does not depend on the others of its pack. Shapes: K albums, P points, L l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -127,31 +126,6 @@ def make_color_field(
             return DenseColorField(num_albums, lower_m, upper_m, config)
         case "hash":
             return HashGridField(num_albums, lower_m, upper_m, config, seeds)
-
-
-class FirstColors(NamedTuple):
-    """colors: (V, 3) in [0, 1] of a surface's vertices, NaN where unknown. plain: (V,) bool, parts of one colour."""
-
-    colors: Tensor
-    plain: Tensor
-
-
-class Anchor(nn.Module):
-    """Colours that stay: a frozen copy of a fitted field, and where it counts.
-
-    place: a field of one album that was fitted to 1 (white) where the colours stay and to 0 elsewhere. share: how much
-    of the colour stays there.
-    """
-
-    def __init__(self, colors: ColorField, place: ColorField, share: float) -> None:
-        super().__init__()
-        self.colors, self.place = colors.requires_grad_(False), place.requires_grad_(False)
-        self.share = share
-
-    def forward(self, points: Tensor, color: Tensor) -> Tensor:
-        """Points (P, 3) in metres and their colours (P, 3) to colours that keep to the anchor."""
-        weight = self.share * self.place(points, 0)[:, :1]
-        return color + weight * (self.colors(points, 0) - color)
 
 
 def fit_colors(

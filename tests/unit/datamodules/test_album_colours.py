@@ -1,4 +1,4 @@
-"""Colours of body parts out of an album's masks."""
+"""Colours of assets and of body parts out of an album's masks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from datamodules.album_colours import asset_colour, body_colours
+from datamodules.album_colours import SKIN, UNTOLD, album_colors, first_colors
 from datamodules.assets import PreparedAlbum
+from modules.geometry.asset_regions import AssetColors
 from modules.geometry.body_parts import BODY_PARTS
 
-SKIN, HAIR, RED, BLUE = ((200, 150, 120), (40, 30, 20), (210, 20, 30), (20, 30, 200))
+FACE, HAIR, RED, BLUE = ((200, 150, 120), (40, 30, 20), (210, 20, 30), (20, 30, 200))
 
 
 def album(**colours: tuple[int, int, int]) -> PreparedAlbum:
-    """Two photos; each asset is a stripe ten pixels high of one colour, darker in the second."""
+    """Two photos; each asset is a stripe ten pixels high of one colour."""
     names = tuple(colours)
     side = 10 * len(names)
     images = np.full((2, side, side, 3), 128, np.uint8)
@@ -23,7 +24,6 @@ def album(**colours: tuple[int, int, int]) -> PreparedAlbum:
     for index, colour in enumerate(colours.values()):
         images[:, 10 * index : 10 * index + 10] = colour
         masks[:, index, 10 * index : 10 * index + 10] = True
-    images[1] = images[1] // 2
     return PreparedAlbum(
         name="x",
         gender="person",
@@ -42,74 +42,114 @@ def album(**colours: tuple[int, int, int]) -> PreparedAlbum:
     )
 
 
-def seen(colour: tuple[int, int, int]) -> np.ndarray:
-    """The median of a colour and of its half."""
-    return (np.array(colour) + np.array(colour) // 2) / 2 / 255
+def found(prepared: PreparedAlbum) -> dict[str, AssetColors]:
+    return {asset.name: asset for asset in album_colors(prepared)}
 
 
-def test_an_assets_colour_is_the_median_over_photos_without_the_rim() -> None:
-    prepared = album(face=SKIN, shirt=RED)
-    np.testing.assert_allclose(asset_colour(prepared, "shirt"), seen(RED), atol=0.01)  # type: ignore[arg-type]
-    # A rim in the background's colour changes nothing.
-    prepared.images[:, 10] = 255
-    np.testing.assert_allclose(asset_colour(prepared, "shirt"), seen(RED), atol=0.01)  # type: ignore[arg-type]
-    assert asset_colour(prepared, "cap") is None
+def worn(prepared: PreparedAlbum) -> dict[str, np.ndarray]:
+    """Colours of the body's parts of which something is known."""
+    colors = first_colors(album_colors(prepared), np.arange(len(BODY_PARTS)))
+    return {part: color for part, color in zip(BODY_PARTS, colors, strict=True) if np.isfinite(color).all()}
+
+
+def close(color: np.ndarray | None, expected: tuple[int, int, int]) -> None:
+    assert color is not None
+    np.testing.assert_allclose(color, np.array(expected) / 255, atol=0.01)
+
+
+def test_a_rim_of_the_mask_does_not_count_where_there_is_more() -> None:
+    prepared = album(face=FACE, shirt=RED)
+    prepared.images[:, 10:12] = 255
+    close(found(prepared)["shirt"].albedo, RED)
     prepared.masks[:] = False
-    assert asset_colour(prepared, "shirt") is None
+    assert [asset.name for asset in album_colors(prepared)] == [UNTOLD]
 
 
-def test_the_lit_side_is_the_brighter_half() -> None:
-    prepared = album(face=SKIN)
-    prepared.images[:, :4] = prepared.images[:, :4] // 2
-    lit, whole = asset_colour(prepared, "face", lit=True), asset_colour(prepared, "face")
-    np.testing.assert_allclose(lit, seen(SKIN), atol=0.01)  # type: ignore[arg-type]
-    prepared.images[:, :7] = prepared.images[:, :7] // 2
-    assert (asset_colour(prepared, "face") < whole).all()  # type: ignore[operator]
+@pytest.mark.parametrize("ambient", [0.3, 0.6])
+def test_shading_is_taken_off(ambient: float) -> None:
+    # Cylinders under a light from the viewer: brightness = ambient + (1 - ambient) * cos.
+    prepared = album(face=FACE, haircut=(90, 60, 30), shirt=RED, trousers=BLUE)
+    side = prepared.resolution
+    across = (np.arange(side) + 0.5) / side * 2 - 1
+    brightness = ambient + (1 - ambient) * np.sqrt(1 - across**2)
+    prepared.images[:] = np.rint(prepared.images * brightness[None, None, :, None])
+    for name, expected in (("shirt", RED), ("trousers", BLUE)):
+        albedo = found(prepared)[name].albedo
+        close(albedo, expected)
+        plain = prepared.images[0][prepared.masks[0, prepared.asset_names.index(name)]].mean(0) / 255
+        error = np.abs(plain - np.array(expected) / 255).max()
+        assert error > 5 * np.abs(albedo - np.array(expected) / 255).max(), "what it would be otherwise"
+
+
+def test_a_pattern_gives_its_mean_and_its_colours() -> None:
+    prepared = album(face=FACE, shirt=RED, trousers=BLUE)
+    prepared.images[:, 10:20, ::2] = (20, 200, 40)
+    shirt = found(prepared)["shirt"]
+    assert shirt.albedo is not None
+    np.testing.assert_allclose(shirt.albedo, np.array([115, 110, 35]) / 255, atol=0.03)
+    for color in (RED, (20, 200, 40)):
+        assert np.abs(shirt.palette - np.array(color) / 255).max(1).min() < 0.05
 
 
 def test_garments_cover_what_they_cover_and_skin_the_rest() -> None:
-    found = body_colours(album(face=SKIN, haircut=HAIR, **{"t-shirt": RED}, shorts=BLUE))
-    colours = found.of_part
+    prepared = album(face=FACE, haircut=HAIR, **{"t-shirt": RED}, shorts=BLUE)
     expected = {
-        "face": SKIN,
-        "neck": SKIN,
-        "hands": SKIN,
+        "face": FACE,
+        "neck": FACE,
+        "hands": FACE,
         "scalp": HAIR,
         "torso": RED,
         "upper arms": RED,
-        "forearms": SKIN,
+        "forearms": FACE,
         "thighs": BLUE,
-        "shins": SKIN,
+        "shins": FACE,
     }
+    colours = worn(prepared)
     assert set(colours) == set(expected)
     for part, colour in expected.items():
-        np.testing.assert_allclose(colours[part], seen(colour), atol=0.01, err_msg=part)  # type: ignore[index]
-    assert found.plain == {"face", "neck", "hands", "scalp", "forearms", "shins"}
-    parts = np.array([BODY_PARTS.index("feet"), BODY_PARTS.index("torso"), BODY_PARTS.index("hands")])
-    assert np.isnan(found.at(parts)[0]).all()
-    np.testing.assert_allclose(found.at(parts)[1], seen(RED), atol=0.01)
-    assert found.is_plain(parts).tolist() == [False, False, True]
+        close(colours[part], colour)
+    assets = found(prepared)
+    assert assets[SKIN].sure == ("face", "neck", "hands", "forearms", "shins")
+    assert assets[SKIN].anywhere
+    assert assets["haircut"].sure == ("scalp",)
+    assert assets["t-shirt"].sure == ()
+    assert (assets[UNTOLD].parts, assets[UNTOLD].sure, assets[UNTOLD].albedo) == (("feet",), ("feet",), None)
 
 
 def test_a_jacket_is_worn_over_a_shirt() -> None:
-    colours = body_colours(album(face=SKIN, shirt=RED, jacket=BLUE)).of_part
-    np.testing.assert_allclose(colours["torso"], seen(BLUE), atol=0.01)
+    close(worn(album(face=FACE, shirt=RED, jacket=BLUE))["torso"], BLUE)
+
+
+def test_nobody_knows_how_long_the_sleeves_of_a_dress_are() -> None:
+    prepared = album(face=FACE, haircut=HAIR, dress=RED, shoes=BLUE)
+    close(worn(prepared)["upper arms"], FACE)
+    assert found(prepared)[SKIN].sure == ("face", "neck", "hands", "shins")
+    assert UNTOLD not in found(prepared)
 
 
 def test_unknown_names_leave_their_limbs_unknown() -> None:
-    colours = body_colours(album(face=SKIN, kimono=RED)).of_part
-    assert set(colours) == {"face", "neck", "hands", "scalp"}
+    prepared = album(face=FACE, kimono=RED)
+    assert set(worn(prepared)) == {"face", "neck", "hands", "scalp"}
+    assert found(prepared)["kimono"].parts == ()
+    close(found(prepared)["kimono"].albedo, RED)
 
 
 def test_what_is_said_in_words_is_not_taken_from_the_photos() -> None:
-    prepared = dataclasses.replace(album(face=SKIN, shirt=RED, trousers=BLUE), in_words=("shirt",))
-    colours = body_colours(prepared).of_part
+    prepared = dataclasses.replace(album(face=FACE, shirt=RED, trousers=BLUE), in_words=("shirt",))
+    colours, assets = worn(prepared), found(prepared)
     assert "torso" not in colours
     assert "forearms" not in colours
     assert "thighs" in colours
+    assert "shirt" not in assets
+    assert {"torso", "upper arms", "forearms"} <= set(assets[UNTOLD].parts)
+    everything = album(face=FACE, haircut=HAIR, shirt=RED, trousers=BLUE, shoes=BLUE, scarf=RED)
+    assert UNTOLD not in found(everything)
+    # A scarf may be anywhere: some place must be left to it.
+    assert found(dataclasses.replace(everything, in_words=("scarf",)))[UNTOLD].parts == ()
+    assert SKIN not in found(dataclasses.replace(everything, in_words=("face",)))
 
 
 @pytest.mark.parametrize("name", ["haircut", "cap"])
 def test_a_head_is_bare_only_without_hair_and_cap(name: str) -> None:
-    np.testing.assert_allclose(body_colours(album(face=SKIN)).of_part["scalp"], seen(SKIN), atol=0.01)
-    np.testing.assert_allclose(body_colours(album(face=SKIN, **{name: HAIR})).of_part["scalp"], seen(HAIR), atol=0.01)
+    close(worn(album(face=FACE))["scalp"], FACE)
+    close(worn(album(face=FACE, **{name: HAIR}))["scalp"], HAIR)
