@@ -7,6 +7,7 @@ from grey hardly reaches them; garments it paints with soft borders. The photos 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -59,24 +60,27 @@ def album_colors(album: PreparedAlbum) -> list[AssetColors]:
     words say something else than the photos.
     """
     shading, found = _shading(album), []
+    seen = {name: pixels for name in album.asset_names if (pixels := _asset_pixels(album, name))}
+    area = {name: sum(map(len, pixels)) for name, pixels in seen.items()}
     worn: set[BodyPart] = set()
-    for name in album.asset_names:
-        parts = COVERED.get(name, ())
+    for name, pixels in seen.items():
         if name == _FACE or name in album.in_words:
             continue
-        pixels = _asset_pixels(album, name)
-        if pixels:
-            worn |= set(parts)
-            found.append(_asset_colors(name, parts, pixels, shading))
+        parts = COVERED.get(name, ())
+        worn |= set(parts)
+        same = sum(area[other] for other in seen if other == name or set(parts) & set(COVERED.get(other, ())))
+        asset = _asset_colors(name, parts, pixels, shading)
+        # The information of a pixel of these parts being this asset's, in nats.
+        found.append(replace(asset, rarity=-math.log(area[name] / same)))
     said = {part for name in album.in_words for part in COVERED.get(name, ())}
-    if _FACE not in album.in_words and (pixels := _asset_pixels(album, _FACE)):
+    if _FACE in seen and _FACE not in album.in_words:
         bare = [*_ALWAYS_BARE]
         bare += [part for part, above in _BARE_BELOW.items() if set(above) <= worn - said]
         if not {"haircut", "cap"} & set(album.asset_names):
             bare.append("scalp")
         parts = tuple(part for part in bare if part not in worn | said)
         unsure = {"upper arms", "forearms"} if _OPEN_SLEEVES in album.asset_names else set()
-        skin = _asset_colors(SKIN, parts, pixels, shading)
+        skin = _asset_colors(SKIN, parts, seen[_FACE], shading)
         found.append(replace(skin, sure=tuple(part for part in parts if part not in unsure), anywhere=True))
         worn |= set(parts)
     untold = tuple(part for part in BODY_PARTS if part in said or part not in worn)

@@ -51,7 +51,8 @@ class AssetColors:
     same cost is the most that a distance from its parts can add. sure: those of its parts that are too small for a
     model to paint, or known to be covered by nothing else: there the body decides, and painted colours do not count.
     albedo: (3,) its mean colour without shading; None when it is unknown, and its region keeps what was painted.
-    palette: (C, 3) colours that it shows in photos.
+    palette: (C, 3) colours that it shows in photos. rarity: what it costs a point to belong to it, at least 0, because
+    another asset that covers the same parts is seen more: a shirt below a jacket.
     """
 
     name: str
@@ -60,6 +61,7 @@ class AssetColors:
     palette: np.ndarray
     sure: tuple[BodyPart, ...] = ()
     anywhere: bool = False
+    rarity: float = 0.0
 
 
 class RegionColors:
@@ -134,7 +136,7 @@ def _costs(points: np.ndarray, colors: np.ndarray, body: BodyTemplate, assets: S
         if covered.any():
             # A skirt stands off the body: what counts is how much farther its own parts are than any.
             along = cKDTree(body.vertices[covered]).query(points)[0] - from_body
-            away = (along / _REACH_M) ** 2
+            away = (along / _REACH_M) ** 2 + asset.rarity
             cost = np.minimum(away, cost) if asset.anywhere else away
         place.append(cost)
         if asset.albedo is None:

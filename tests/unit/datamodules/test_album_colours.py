@@ -120,6 +120,16 @@ def test_a_jacket_is_worn_over_a_shirt() -> None:
     close(worn(album(face=FACE, shirt=RED, jacket=BLUE))["torso"], BLUE)
 
 
+def test_what_is_seen_less_of_is_rarer_where_both_may_be() -> None:
+    prepared = album(face=FACE, shirt=RED, jacket=BLUE, trousers=BLUE)
+    prepared.masks[:, 1, 10:20, 10:] = False
+    assets = found(prepared)
+    # Erosion takes two pixels on every side: 36 of 6 x 36 + 6 x 6.
+    assert assets["shirt"].rarity == pytest.approx(-np.log(36 / (36 + 216)), abs=0.01)
+    assert assets["jacket"].rarity == pytest.approx(-np.log(216 / (36 + 216)), abs=0.01)
+    assert assets["trousers"].rarity == 0
+
+
 def test_nobody_knows_how_long_the_sleeves_of_a_dress_are() -> None:
     prepared = album(face=FACE, haircut=HAIR, dress=RED, shoes=BLUE)
     close(worn(prepared)["upper arms"], FACE)

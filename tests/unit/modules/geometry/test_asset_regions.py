@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ HEM_M = 0.85
 
 
 def asset(
-    name: str, color: np.ndarray | None, *parts: BodyPart, sure: Sequence[BodyPart] = (), anywhere: bool = False
+    name: str, color: np.ndarray | None, *parts: BodyPart, sure: Sequence[BodyPart] = (), **more: Any
 ) -> AssetColors:
     palette = np.zeros((0, 3)) if color is None else color[None]
-    return AssetColors(name=name, parts=parts, albedo=color, palette=palette, sure=tuple(sure), anywhere=anywhere)
+    return AssetColors(name=name, parts=parts, albedo=color, palette=palette, sure=tuple(sure), **more)
 
 
 SHIRT = asset("shirt", RED, "torso", "upper arms", "forearms")
@@ -99,6 +100,19 @@ def test_a_garment_of_unknown_place_is_where_its_colour_is() -> None:
     assert near(found, RED)[of("torso") & (height < 1.2) & (height > HEM_M + 0.04)].mean() > 0.97
     # Without it there is no better name for those points.
     assert near(finished(colors), RED)[worn].mean() > 0.97
+
+
+def test_what_is_hardly_ever_seen_needs_more_than_a_likeness() -> None:
+    colors = painted()
+    dusky = 0.55 * RED + 0.45 * GREY
+    faded = of("torso") & (np.abs(BODY.vertices[:, 1] - 1.2) < 0.08)
+    colors[faded] = 0.75 * RED + 0.25 * GREY
+    share = {}
+    for rarity in (0.0, 3.0):
+        below = asset("t-shirt", dusky, "torso", "upper arms", rarity=rarity)
+        share[rarity] = near(finished(colors, [*ASSETS, below]), RED)[faded].mean()
+    assert share[3.0] > 0.98
+    assert share[0.0] < 0.9
 
 
 def test_a_region_of_unknown_colour_keeps_what_was_painted() -> None:
