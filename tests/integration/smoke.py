@@ -43,6 +43,7 @@ def smoke_overrides(out: Path, backbone: Path, *words: str) -> list[str]:
         "geometry.cameras.views_per_step=2",
         "texture.steps=8",
         "texture.texture_size=128",
+        "texture.album_share=0.5",
         "texture.cameras.views_per_step=2",
         "export.turntable_frames=4",
         "export.turntable_resolution=64",
