@@ -59,8 +59,8 @@ def album_colors(album: PreparedAlbum) -> list[AssetColors]:
     The last one, if any, is `UNTOLD`, of no known colour: the parts of the body of which nothing is told, or of which
     words say something else than the photos.
     """
-    shading, found = _shading(album), []
     seen = {name: pixels for name in album.asset_names if (pixels := _asset_pixels(album, name))}
+    shading, found = _shading(photo for pixels in seen.values() for photo in pixels), []
     area = {name: sum(map(len, pixels)) for name, pixels in seen.items()}
     worn: set[BodyPart] = set()
     for name, pixels in seen.items():
@@ -127,17 +127,17 @@ def _small(parts: tuple[BodyPart, ...]) -> tuple[BodyPart, ...]:
     return tuple(part for part in parts if part in _SMALL)
 
 
-def _shading(album: PreparedAlbum) -> float:
+def _shading(pixels: Iterable[np.ndarray]) -> float:
     """How bright a surface is in the photos on the average, beside its albedo, in (0, 1].
 
-    The median over assets and photos of the mean brightness, beside that of the brightest tenth, which faces the light.
+    pixels: (P, 3) of each asset in each photo. The median of their mean brightness beside that of the brightest tenth,
+    which faces the light.
     """
-    ratios = [1.0]
-    for name in album.asset_names:
-        for photo in _asset_pixels(album, name):
-            brightness = photo.mean(1)
-            ratios.append(float(brightness.mean() / max(np.quantile(brightness, _BRIGHTEST), 1e-3)))
-    return min(1.0, float(np.median(ratios[1:] or ratios)))
+    ratios = []
+    for photo in pixels:
+        brightness = photo.mean(1)
+        ratios.append(float(brightness.mean() / max(np.quantile(brightness, _BRIGHTEST), 1e-3)))
+    return min(1.0, float(np.median(ratios))) if ratios else 1.0
 
 
 def _asset_pixels(album: PreparedAlbum, name: str) -> list[np.ndarray]:
