@@ -145,8 +145,6 @@ def _asset_pixels(album: PreparedAlbum, name: str) -> list[np.ndarray]:
 
     A rim of `_RIM` pixels, which what is beside has leaked into, does not count where the asset is wide enough.
     """
-    if name not in album.asset_names:
-        return []
     found = []
     for image, mask in zip(album.images, album.masks[:, album.asset_names.index(name)], strict=True):
         inner = binary_erosion(mask, iterations=_RIM)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.spatial import cKDTree
+from scipy.special import softmax
 from skimage.color import rgb2lab
 from torch import Tensor
 
@@ -159,9 +160,9 @@ def _costs(points: np.ndarray, colors: np.ndarray, body: BodyTemplate, assets: S
 def _agreed(points: np.ndarray, cost: np.ndarray) -> np.ndarray:
     """Memberships (P, A) whose rows sum to 1, soft within `_NEIGHBOURHOOD_M` of a border."""
     around = _neighbourhood(points)
-    belief = _softmax(-cost)
+    belief = softmax(-cost, axis=1)
     for turn in range(_ROUNDS):
-        belief = _softmax((_AGREEMENT * (around @ belief) - cost) * (1 + turn / 5))
+        belief = softmax((_AGREEMENT * (around @ belief) - cost) * (1 + turn / 5), axis=1)
     for _ in range(_SMOOTHINGS):
         belief = np.eye(cost.shape[1])[(around @ belief).argmax(1)]
     return around @ belief
@@ -177,11 +178,6 @@ def _neighbourhood(points: np.ndarray) -> sparse.csr_matrix:
     values = np.concatenate([weight, weight, np.ones(len(points))])
     matrix = sparse.csr_matrix((values, (rows, columns)), shape=(len(points), len(points)))
     return sparse.diags(1 / np.asarray(matrix.sum(1)).ravel()) @ matrix
-
-
-def _softmax(values: np.ndarray) -> np.ndarray:
-    weight = np.exp(values - values.max(1, keepdims=True))
-    return weight / weight.sum(1, keepdims=True)
 
 
 def _lab(colors: np.ndarray) -> np.ndarray:
